@@ -1,0 +1,227 @@
+"""The parts of a Walrus block: norms, rotary and relative positions, time attention, space attention beside the MLP.
+
+Shapes: B batch, T frames, S tokens of a frame, N heads, E head size.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration_walrus import WalrusConfig
+
+
+class WalrusRMSNorm(nn.Module):
+    """Divides each channel of each frame by its root mean square over space, then weighs it.
+
+    This is the published behaviour: the normalisation runs over space, not over channels (architecture, section 4).
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor, channel_dim: int = -1) -> Tensor:
+        """`x`: `(B, T, S, channels)`, or with `channel_dim=1` `(B * T, channels, *space)`."""
+        space = (-2,) if channel_dim == -1 else tuple(range(2, x.ndim))
+        weight = self.weight if channel_dim == -1 else self.weight.view(-1, *[1] * (x.ndim - 2))
+        wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        scale = torch.rsqrt(wide.square().mean(space, keepdim=True) + torch.finfo(wide.dtype).eps)
+        return (x * (scale * weight)).to(x.dtype)
+
+
+class WalrusDropPath(nn.Module):
+    """Stochastic depth: drops the residual branch of whole samples in training (arXiv 1603.09382).
+
+    Draws from torch's default generator, whose state gradient checkpointing restores.
+    """
+
+    def __init__(self, drop_prob: float):
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.drop_prob == 0.0 or not self.training:
+            return x
+        keep = 1.0 - self.drop_prob
+        kept = torch.rand(x.shape[0], *[1] * (x.ndim - 1), dtype=torch.float32, device=x.device) < keep
+        return x * (kept / keep).to(x.dtype)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[Tensor, Tensor]:
+    """`(batch, N, tokens, E)` each -> `(batch, tokens, N, E)` and the weights `(batch, N, tokens, tokens)`."""
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+    weights = weights.to(value.dtype)
+    return torch.matmul(weights, value).transpose(1, 2), weights
+
+
+def rotary_frequencies(count: int) -> list[float]:
+    """`pi * linspace(1, 128, count)`: published frequencies for positions in [-1, 1]."""
+    return [math.pi * (1.0 + 127.0 * i / max(count - 1, 1)) for i in range(count)]
+
+
+def rotary_table(frequencies: Sequence[Tensor], positions: Sequence[Tensor], head_dim: int) -> Tensor:
+    """Complex factors `(S, 1, E // 2)` that turn adjacent pairs of channels by their axis' angle.
+
+    Args:
+        frequencies: one tensor `(F,)` for each of the axes H, W, D.
+        positions: positions of the tokens along each axis, `(n,)`, in [-1, 1].
+
+    The first 2 F channels belong to H, the next to W and D; the rest are left alone.
+    """
+    grid = [len(p) for p in positions]
+    parts = []
+    for axis, (f, p) in enumerate(zip(frequencies, positions)):
+        angles = torch.outer(p, f)
+        turn = torch.polar(torch.ones_like(angles), angles)  # (n, F)
+        shape = [1, 1, 1, len(f)]
+        shape[axis] = len(p)
+        parts.append(turn.view(shape).expand(*grid, -1))
+    rest = head_dim // 2 - sum(len(f) for f in frequencies)
+    parts.append(torch.ones_like(parts[0][..., :1]).expand(*grid, rest))
+    return torch.cat(parts, -1).view(-1, 1, head_dim // 2)
+
+
+def apply_rotary(x: Tensor, table: Tensor) -> Tensor:
+    """`x`: `(..., S, N, E)`, adjacent channels being the real and imaginary part; float32 or better inside."""
+    pairs = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2))  # (..., S, N, E // 2, 2)
+    return torch.view_as_real(torch.view_as_complex(pairs) * table).flatten(-2).to(x.dtype)
+
+
+class WalrusAttention(nn.Module):
+    """Projections, query and key norms and rotary frequencies that time and space attention have in common."""
+
+    def __init__(self, config: WalrusConfig, output_bias: bool):
+        super().__init__()
+        self.config = config
+        self.num_heads, self.head_dim = config.num_attention_heads, config.head_dim
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        width = config.hidden_size
+        self.norm = WalrusRMSNorm(width)
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.o_proj = nn.Linear(width, width, bias=output_bias)
+        self.q_norm = nn.LayerNorm(self.head_dim, eps=config.layer_norm_eps)
+        self.k_norm = nn.LayerNorm(self.head_dim, eps=config.layer_norm_eps)
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, self.head_dim))  # (B, T, S, N, E)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs):
+        """`(batch, N, tokens, E)` each -> `(batch, tokens, N, E)` and, from eager attention, the weights."""
+        interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        return interface(self, query, key, value, mask, scaling=self.scaling, dropout=0.0, **kwargs)
+
+
+class WalrusTimeAttention(WalrusAttention):
+    """Causal attention over the frames at each token, with a T5 relative position bias (architecture, section 5)."""
+
+    def __init__(self, config: WalrusConfig):
+        super().__init__(config, output_bias=True)
+        self.relative_attention_bias = nn.Embedding(config.relative_attention_num_buckets, config.num_attention_heads)
+
+    def relative_bias(self, frames: int, queries: int) -> Tensor:
+        """Additive mask `(1, N, queries, frames)` for the last `queries` of `frames` frames; the future is -inf."""
+        buckets, furthest = self.config.relative_attention_num_buckets, self.config.relative_attention_max_distance
+        near = buckets // 2
+        device = self.relative_attention_bias.weight.device
+        distance = torch.arange(frames - queries, frames, device=device)[:, None] - torch.arange(frames, device=device)
+        far = distance.clamp_min(near).float().div(near).log().div(math.log(furthest / near)).mul(buckets - near)
+        bucket = torch.where(distance < near, distance, (near + far.long()).clamp_max(buckets - 1)).clamp_min(0)
+        bias = self.relative_attention_bias(bucket).permute(2, 0, 1)  # (N, queries, frames)
+        return bias.masked_fill(distance < 0, float("-inf"))[None]
+
+    def forward(self, hidden_states: Tensor, frames_to_keep: int, **kwargs) -> Tensor:
+        """`(B, T, S, hidden)` -> `(B, frames_to_keep, S, hidden)`, the attention of the last frames."""
+        batch, frames, tokens, width = hidden_states.shape
+        x = self.norm(hidden_states)
+        last = x[:, -frames_to_keep:]
+
+        def per_token(heads: Tensor) -> Tensor:  # (B, T, S, N, E) -> (B * S, N, T, E)
+            return heads.permute(0, 2, 3, 1, 4).flatten(0, 1)
+
+        query = per_token(self.q_norm(self.split_heads(self.q_proj(last))))
+        key = per_token(self.k_norm(self.split_heads(self.k_proj(x))))
+        value = per_token(self.split_heads(self.v_proj(x)))
+        mask = self.relative_bias(frames, frames_to_keep).to(query.dtype)
+        attended, _ = self.attend(query, key, value, mask, **kwargs)  # (B * S, frames_to_keep, N, E)
+        attended = attended.reshape(batch, tokens, frames_to_keep, width).transpose(1, 2)
+        return self.o_proj(attended)
+
+
+class WalrusSpaceMixing(WalrusAttention):
+    """Full attention over the tokens of a frame, in parallel with a gated MLP (architecture, section 5)."""
+
+    def __init__(self, config: WalrusConfig):
+        super().__init__(config, output_bias=False)
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.act_fn = ACT2FN[config.hidden_act]
+        self.num_frequencies = self.head_dim // 4 // 2
+        sets = {None: 0, "shared": 1, "per_axis": 3}[config.rope_learnable]
+        self.rotary_frequencies = nn.Parameter(torch.empty(sets, self.num_frequencies)) if sets else None
+
+    def frequencies(self, like: Tensor) -> Sequence[Tensor]:
+        if self.rotary_frequencies is not None:
+            learned = self.rotary_frequencies.to(like.dtype)
+            return list(learned.expand(3, -1))
+        return [like.new_tensor(rotary_frequencies(self.num_frequencies))] * 3
+
+    def forward(
+        self, hidden_states: Tensor, positions: Sequence[Tensor], **kwargs
+    ) -> tuple[Tensor, Tensor | None]:
+        """`(B, T, S, hidden)` -> the same, and the attention weights `(B * T, N, S, S)` where eager attention runs."""
+        x = self.norm(hidden_states)
+        table = rotary_table(self.frequencies(positions[0]), positions, self.head_dim)
+
+        def per_frame(heads: Tensor) -> Tensor:  # (B, T, S, N, E) -> (B * T, N, S, E)
+            return heads.flatten(0, 1).transpose(1, 2)
+
+        query = per_frame(apply_rotary(self.q_norm(self.split_heads(self.q_proj(x))), table))
+        key = per_frame(apply_rotary(self.k_norm(self.split_heads(self.k_proj(x))), table))
+        value = per_frame(self.split_heads(self.v_proj(x)))
+        attended, weights = self.attend(query, key, value, None, **kwargs)  # (B * T, S, N, E)
+        attended = self.o_proj(attended.reshape(x.shape))
+        return attended + self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x)), weights
+
+
+class WalrusBlock(GradientCheckpointingLayer):
+    """Time attention, then space attention beside the MLP, each with its residual."""
+
+    def __init__(self, config: WalrusConfig, drop_path: float):
+        super().__init__()
+        self.time_attention = WalrusTimeAttention(config)
+        self.space_mixing = WalrusSpaceMixing(config)
+        self.drop_path = WalrusDropPath(drop_path)
+
+    def forward(self, hidden_states: Tensor, positions: Sequence[Tensor], frames_to_keep: int = 0, **kwargs) -> Tensor:
+        """`(B, T, S, hidden)` -> `(B, T or frames_to_keep, S, hidden)`.
+
+        Only time attention mixes frames, so whoever needs the last frames alone skips the work of the others.
+        """
+        keep = frames_to_keep or hidden_states.shape[1]
+        mixed = self.time_attention(hidden_states, keep, **kwargs)
+        hidden_states = hidden_states[:, -keep:] + self.drop_path(mixed)
+        mixed, _ = self.space_mixing(hidden_states, positions, **kwargs)
+        return hidden_states + self.drop_path(mixed)

@@ -1,0 +1,619 @@
+"""Walrus: a space-time transformer that forecasts fields on grids (arXiv 2511.15684).
+
+The forward pass reads as the data flows: scale -> resample -> pad, flag, roll -> encoder -> blocks -> decoder ->
+un-roll, crop -> resample back -> add the scaled delta.
+
+Shapes: B batch, T frames, C channels (fields), H W D space, S tokens of a frame.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_walrus import WalrusConfig
+from .fields import FLAG_NAMES, BoundaryCondition
+from .jitter import (
+    TokenizationPlan,
+    boundary_flags,
+    fourier_resample,
+    make_plan,
+    pad_and_roll,
+    take_cyclic,
+    unroll_and_crop,
+    warn_unmeasured,
+    with_shifts,
+)
+from .layers import WalrusBlock, WalrusRMSNorm, WalrusSpaceMixing, WalrusTimeAttention, rotary_frequencies
+from .normalization import accurate, delta_scales, field_scales, per_channel
+
+CONVOLUTIONS: tuple[Callable, ...] = (F.conv1d, F.conv2d, F.conv3d)
+TRANSPOSED_CONVOLUTIONS: tuple[Callable, ...] = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+
+
+@dataclass
+class WalrusPredictionOutput(ModelOutput):
+    r"""
+    loss (`torch.Tensor`, *optional*, returned when `labels` is given):
+        Mean absolute error of the normalised delta over all frame positions but the first.
+    prediction (`torch.Tensor` of shape `(batch, frames, channels, H, W, D)`):
+        The next state at every frame position, in the fields' own units, float32 or better.
+    delta (`torch.Tensor` of shape `(batch, frames, channels, H, W, D)`):
+        The change to the next state in units of the delta scale.
+    hidden_states (`tuple(torch.Tensor)`, *optional*):
+        The token stream `(batch, frames, tokens, hidden)` before the first and after every layer.
+    attentions (`tuple(torch.Tensor)`, *optional*):
+        Spatial attention of every layer, `(batch * frames, heads, tokens, tokens)`.
+    """
+
+    loss: Tensor | None = None
+    prediction: Tensor | None = None
+    delta: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class WalrusStridedConv(nn.Module):
+    """Convolution whose strides change with the grid; along singleton axes the kernel is summed."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel, kernel, kernel))
+
+    def forward(
+        self,
+        x: Tensor,
+        strides: Sequence[int],
+        collapsed: Sequence[bool],
+        ids: Tensor | None = None,
+        gain: Tensor | float | None = None,
+    ) -> Tensor:
+        """`(n, channels, H, W, D)` -> `(n, out, H', W', D')`, without padding.
+
+        Args:
+            collapsed: axes of one cell, along which the kernel is summed.
+            ids: input columns of the weight that belong to the channels of `x`; None takes all.
+            gain: factor of the columns, one for each channel or one for all.
+        """
+        weight = self.weight if ids is None else self.weight.index_select(1, ids)
+        if gain is not None:
+            weight = weight * (gain.view(1, -1, 1, 1, 1) if isinstance(gain, Tensor) else gain)
+        singles = [2 + i for i in range(3) if collapsed[i]]
+        if len(singles) == 3:
+            return torch.einsum("ncxyz,oc->no", x, weight.sum(singles))[:, :, None, None, None]
+        if singles:
+            weight, x = weight.sum(singles), x.squeeze(singles)
+        y = CONVOLUTIONS[2 - len(singles)](x, weight, stride=[strides[i] for i in range(3) if not collapsed[i]])
+        for axis in singles:
+            y = y.unsqueeze(axis)
+        return y
+
+
+class WalrusTransposedConv(nn.Module):
+    """Transposed convolution with the strides of the encoder; along singleton axes the kernel is averaged."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, bias: bool):
+        super().__init__()
+        self.kernel = kernel
+        self.weight = nn.Parameter(torch.empty(in_channels, out_channels, kernel, kernel, kernel))
+        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+
+    def forward(
+        self,
+        x: Tensor,
+        strides: Sequence[int],
+        grid: Sequence[int],
+        periodic: Sequence[bool],
+        seamless: bool,
+        ids: Tensor | None = None,
+    ) -> Tensor:
+        """`(n, channels, H', W', D')` -> `(n, out, H, W, D)`.
+
+        An axis of length m becomes `m * s + kernel - s`; with `seamless` a periodic axis becomes exactly `m * s`.
+
+        Args:
+            grid: cells of the data; its singleton axes are averaged over.
+            periodic: axes that are wrapped around before, so that their ends see each other (architecture, section 6).
+            ids: output columns that are wanted; None gives all.
+        """
+        weight = self.weight if ids is None else self.weight.index_select(1, ids)
+        bias = self.bias if ids is None or self.bias is None else self.bias.index_select(0, ids)
+        axes = [i for i in range(3) if grid[i] > 1]
+        lengths = [x.shape[2 + i] for i in axes]
+        wraps = [-(-(self.kernel - strides[i]) // strides[i]) if periodic[i] else 0 for i in axes]
+        for i, length, wrap in zip(axes, lengths, wraps):
+            x = take_cyclic(x, i - 3, -wrap, length + 2 * wrap)
+        singles = [2 + i for i in range(3) if grid[i] == 1]
+        if singles:
+            weight, x = weight.mean(singles), x.squeeze(singles)
+        stride = [strides[i] for i in axes]
+        y = TRANSPOSED_CONVOLUTIONS[len(axes) - 1](x, weight, bias, stride=stride)
+        for axis in singles:
+            y = y.unsqueeze(axis)
+        for i, length, wrap in zip(axes, lengths, wraps):
+            exact = seamless and periodic[i]
+            size = length * strides[i] + (0 if exact else self.kernel - strides[i])
+            y = y.narrow(i - 3, wrap * strides[i], size)
+        return y
+
+
+class WalrusEncoder(nn.Module):
+    """Two strided convolutions from fields to tokens, one encoder for planes and one for volumes."""
+
+    def __init__(self, config: WalrusConfig):
+        super().__init__()
+        first, second = config.patch_kernel_sizes
+        self.proj1 = WalrusStridedConv(config.vocab_size, config.stem_hidden_size, first)
+        self.norm1 = WalrusRMSNorm(config.stem_hidden_size)
+        self.proj2 = WalrusStridedConv(config.stem_hidden_size, config.hidden_size, second)
+        self.norm2 = WalrusRMSNorm(config.hidden_size)
+        self.act_fn = ACT2FN[config.hidden_act]
+        self.state_names = config.vocab_size - len(FLAG_NAMES)
+        self.flag_ids = [config.field2id[name] for name in FLAG_NAMES]
+
+    def forward(
+        self,
+        fields: Tensor,
+        field_ids: Tensor,
+        plan: TokenizationPlan,
+        constants: Tensor | None = None,
+        constant_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Scaled fields `(B, T, C, H, W, D)` and constants `(B, constants, H, W, D)` -> `(B, T, S, hidden)`."""
+        batch, frames = fields.shape[:2]
+        single = [n == 1 for n in plan.grid]
+        first, second = zip(*plan.strides)
+        channels = len(field_ids) + (0 if constant_ids is None else len(constant_ids))
+        # Fewer channels than the vocabulary holds would make a weaker signal (architecture, section 4).
+        gain = math.sqrt(self.state_names / channels)
+        x = self.proj1(pad_and_roll(fields.flatten(0, 1), plan), first, single, field_ids, gain)
+        if constants is not None and constant_ids is not None:
+            # Constants and flags are the same in all frames: one convolution each serves them all.
+            still = self.proj1(pad_and_roll(constants, plan), first, single, constant_ids, gain)
+            x = x + still.repeat_interleave(frames, 0)
+        flags = boundary_flags(plan, x)
+        flag_gain = flags.new_tensor([gain, 1.0, 1.0])
+        flag_ids = torch.tensor(self.flag_ids, device=x.device)
+        x = x + self.proj1(flags[None], first, plan.periodic, flag_ids, flag_gain)
+        x = self.act_fn(self.norm1(x, channel_dim=1))
+        x = self.act_fn(self.norm2(self.proj2(x, second, single), channel_dim=1))
+        # One contiguous copy with the channels last makes every linear map below a single matrix product.
+        return x.flatten(2).transpose(1, 2).contiguous().unflatten(0, (batch, frames))
+
+
+class WalrusEmbeddings(nn.Module):
+    """The encoders of planes (one or two axes) and of volumes (three axes)."""
+
+    def __init__(self, config: WalrusConfig):
+        super().__init__()
+        self.planar = WalrusEncoder(config)
+        self.volumetric = WalrusEncoder(config)
+
+    def forward(self, fields: Tensor, field_ids: Tensor, plan: TokenizationPlan, constants=None, constant_ids=None):
+        encoder = self.volumetric if plan.ndim == 3 else self.planar
+        return encoder(fields, field_ids, plan, constants, constant_ids)
+
+
+class WalrusAbsolutePosition(nn.Module):
+    """Learned absolute position embedding for anisotropic domains, bound to one token grid."""
+
+    def __init__(self, config: WalrusConfig):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(*config.absolute_position_shape, config.hidden_size))
+
+    def forward(self, tokens: Tensor, plan: TokenizationPlan) -> Tensor:
+        if tuple(self.weight.shape[:3]) != plan.tokens:
+            raise ValueError(
+                f"absolute position embedding: trained for a token grid of {tuple(self.weight.shape[:3])}, this grid "
+                f"{plan.grid} makes {plan.tokens}; set strides or tokens_per_axis to match"
+            )
+        return tokens + self.weight.flatten(0, 2)
+
+
+class WalrusDecoder(nn.Module):
+    """Two transposed convolutions from tokens back to the cells of the padded grid."""
+
+    def __init__(self, config: WalrusConfig):
+        super().__init__()
+        first, second = config.patch_kernel_sizes
+        self.proj1 = WalrusTransposedConv(config.hidden_size, config.stem_hidden_size, second, bias=False)
+        self.norm1 = WalrusRMSNorm(config.stem_hidden_size)
+        self.proj2 = WalrusTransposedConv(config.stem_hidden_size, config.vocab_size, first, bias=True)
+        self.act_fn = ACT2FN[config.hidden_act]
+        self.seamless = config.seamless_decoder
+
+    def forward(self, tokens: Tensor, field_ids: Tensor, plan: TokenizationPlan) -> Tensor:
+        """`(B, T, S, hidden)` -> `(B, T, C, H, W, D)` on the padded grid of the plan."""
+        batch, frames = tokens.shape[:2]
+        x = tokens.flatten(0, 1).transpose(1, 2).unflatten(2, plan.tokens)  # (B * T, hidden, tokens of H, W, D)
+        first, second = zip(*plan.strides)
+        wrapped = [periodic and n > 1 for periodic, n in zip(plan.periodic, plan.grid)]
+        x = self.proj1(x, second, plan.grid, wrapped, self.seamless)
+        x = self.act_fn(self.norm1(x, channel_dim=1))
+        x = self.proj2(x, first, plan.grid, wrapped, self.seamless, field_ids)
+        if self.seamless:
+            for i, (low, high) in enumerate(plan.wrap_padding):
+                x = take_cyclic(x, i - 3, 0, plan.lengths[i] + low + high)
+        return x.unflatten(0, (batch, frames))
+
+
+class WalrusPreTrainedModel(PreTrainedModel):
+    config: WalrusConfig
+    config_class = WalrusConfig
+    base_model_prefix = "model"
+    main_input_name = "field_values"
+    input_modalities = ("field_values",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["WalrusEncoder", "WalrusBlock", "WalrusDecoder"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": WalrusBlock,
+        "attentions": OutputRecorder(WalrusSpaceMixing, index=1),
+    }
+    # The loss is a plain mean: Trainer must divide it by the accumulation steps.
+    accepts_loss_kwargs = False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """PyTorch's defaults, but output projections start at `initializer_range` of their usual size."""
+        if isinstance(module, nn.Linear | WalrusStridedConv | WalrusTransposedConv):
+            bound = _uniform_bound(module.weight)
+            init.uniform_(module.weight, -bound, bound)
+            if isinstance(module, nn.Linear | WalrusTransposedConv) and module.bias is not None:
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, WalrusRMSNorm):
+            init.ones_(module.weight)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight)
+        elif isinstance(module, WalrusAbsolutePosition):
+            init.normal_(module.weight, std=5e-3)
+        elif isinstance(module, WalrusTimeAttention):
+            self._init_output(module.o_proj)
+        elif isinstance(module, WalrusSpaceMixing):
+            self._init_output(module.o_proj)
+            self._init_output(module.down_proj)
+            if module.rotary_frequencies is not None:
+                constants = torch.tensor(rotary_frequencies(module.num_frequencies))
+                init.copy_(module.rotary_frequencies, constants.expand_as(module.rotary_frequencies))
+
+    def _init_output(self, linear: nn.Linear) -> None:
+        bound = _uniform_bound(linear.weight) * self.config.initializer_range
+        init.uniform_(linear.weight, -bound, bound)
+        if linear.bias is not None:
+            init.uniform_(linear.bias, -bound, bound)
+
+
+class WalrusModel(WalrusPreTrainedModel):
+    """Encoder and blocks: raw fields in, token stream out."""
+
+    def __init__(self, config: WalrusConfig):
+        super().__init__(config)
+        self.embeddings = WalrusEmbeddings(config)
+        self.absolute_position = WalrusAbsolutePosition(config) if config.absolute_position_shape else None
+        last = max(config.num_hidden_layers - 1, 1)
+        self.layers = nn.ModuleList(
+            WalrusBlock(config, config.drop_path_rate * i / last) for i in range(config.num_hidden_layers)
+        )
+        self.gradient_checkpointing = False
+        self._warned_grids: set = set()
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The module that holds both encoders."""
+        return self.embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embeddings = value
+
+    def make_plan(
+        self,
+        field_values: Tensor,
+        boundary_conditions: Tensor | None = None,
+        strides: Sequence[Sequence[int]] | None = None,
+        jitter: bool | None = None,
+        patch_shifts: Sequence[int] | None = None,
+        layer_shifts: Sequence[Sequence[int]] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> TokenizationPlan:
+        """Plan the tokenization of a batch: the only place where `boundary_conditions` is read on the host.
+
+        Arguments as in `forward`. Shifts that are given switch jitter on unless `jitter=False`.
+        """
+        if jitter is None:
+            jitter = self.config.jitter or patch_shifts is not None or layer_shifts is not None
+        if boundary_conditions is None:
+            sides = [[int(BoundaryCondition.PERIODIC)] * 2] * 3
+        else:
+            sides, *others = boundary_conditions.tolist()
+            if any(other != sides for other in others):
+                raise ValueError("boundary_conditions: all samples of a batch must have the same boundaries")
+        if patch_shifts is not None and not jitter and any(int(shift) for shift in patch_shifts):
+            raise ValueError("patch_shifts were given with jitter=False: leave out one of the two")
+        plan = make_plan(
+            field_values.shape[3:], sides, self.config.tokens_per_axis, self.config.tokens_per_axis_3d, jitter,
+            self.config.num_hidden_layers, strides, generator, patch_shifts, layer_shifts,
+        )  # fmt: skip
+        warn_unmeasured(plan, self._warned_grids)
+        return plan
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        field_values: Tensor,
+        field_ids: Tensor,
+        boundary_conditions: Tensor | None = None,
+        constant_values: Tensor | None = None,
+        constant_ids: Tensor | None = None,
+        plan: TokenizationPlan | None = None,
+        strides: Sequence[Sequence[int]] | None = None,
+        jitter: bool | None = None,
+        patch_shifts: Sequence[int] | None = None,
+        layer_shifts: Sequence[Sequence[int]] | None = None,
+        generator: torch.Generator | None = None,
+        value_scales: Tensor | None = None,
+        frames_to_keep: int = 0,
+        **kwargs,
+    ) -> BaseModelOutput:
+        r"""Encode fields and mix the tokens; arguments as in [`WalrusForPrediction`].
+
+        Returns `last_hidden_state` `(batch, frames, tokens, hidden)`, with the last `frames_to_keep` frames only if
+        that is given.
+        """
+        _check_inputs(field_values, field_ids, constant_values, constant_ids)
+        if plan is None:
+            plan = self.make_plan(
+                field_values, boundary_conditions, strides, jitter, patch_shifts, layer_shifts, generator
+            )
+        _check_plan(plan, field_values, len(self.layers))
+        if value_scales is None:
+            value_scales = field_scales(field_values, self.config.scale_eps)
+        fields = self._network_input(accurate(field_values) / per_channel(value_scales), plan)
+        if self.training and self.config.field_dropout:
+            shape = (*fields.shape[:1], 1, fields.shape[2], 1, 1, 1)
+            fields = fields * (torch.rand(shape, device=fields.device) >= self.config.field_dropout)
+        constants = None
+        if constant_values is not None:
+            scales = field_scales(constant_values[:, None], self.config.scale_eps)
+            constants = self._network_input(accurate(constant_values) / scales[:, :, None, None, None], plan)
+        hidden_states = self.embeddings(
+            fields, field_ids[0], plan, constants, None if constant_ids is None else constant_ids[0]
+        )
+        if self.absolute_position is not None:
+            hidden_states = self.absolute_position(hidden_states, plan)
+        keep = [0] * (len(self.layers) - 1) + [frames_to_keep]
+        for layer, positions, last_frames in zip(self.layers, self._positions(plan, hidden_states), keep):
+            hidden_states = layer(hidden_states, positions, last_frames, **kwargs)
+        return BaseModelOutput(last_hidden_state=hidden_states)
+
+    def _network_input(self, x: Tensor, plan: TokenizationPlan) -> Tensor:
+        if plan.resampled:
+            x = fourier_resample(x, plan.lengths)
+        return x.to(self.embeddings.planar.norm1.weight.dtype)
+
+    def _positions(self, plan: TokenizationPlan, like: Tensor) -> Iterator[list[Tensor]]:
+        """For each layer the positions of the tokens along H, W and D, in [-1, 1].
+
+        Rolling the token grid changes nothing but where a token stands, so the positions are rolled instead: no token
+        moves, and nothing has to be un-rolled after the last layer (architecture, section 5).
+        """
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        still = [torch.linspace(-1.0, 1.0, n, dtype=dtype, device=like.device) for n in plan.tokens]
+        total = [0, 0, 0]
+        for shifts in plan.layer_shifts[: len(self.layers)]:
+            total = [(a + b) % n for a, b, n in zip(total, shifts, plan.tokens)]
+            yield [torch.roll(p, -shift) if shift else p for p, shift in zip(still, total)]
+
+
+class WalrusForPrediction(WalrusPreTrainedModel):
+    """Walrus with its decoder: the next state of the fields at every frame position."""
+
+    def __init__(self, config: WalrusConfig):
+        super().__init__(config)
+        self.model = WalrusModel(config)
+        self.decoder = nn.ModuleDict({"planar": WalrusDecoder(config), "volumetric": WalrusDecoder(config)})
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        field_values: Tensor,
+        field_ids: Tensor,
+        boundary_conditions: Tensor | None = None,
+        constant_values: Tensor | None = None,
+        constant_ids: Tensor | None = None,
+        padded_channels: Tensor | None = None,
+        obstacle_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        plan: TokenizationPlan | None = None,
+        strides: Sequence[Sequence[int]] | None = None,
+        jitter: bool | None = None,
+        patch_shifts: Sequence[int] | None = None,
+        layer_shifts: Sequence[Sequence[int]] | None = None,
+        generator: torch.Generator | None = None,
+        value_scales: Tensor | None = None,
+        change_scales: Tensor | None = None,
+        frames_to_keep: int = 0,
+        **kwargs,
+    ) -> WalrusPredictionOutput:
+        r"""Forecast the frame after each input frame.
+
+        Within one batch all rows of `field_ids`, `constant_ids`, `padded_channels` and `boundary_conditions` are equal.
+
+        Args:
+            field_values (`torch.Tensor` of shape `(batch, frames, channels, H, W, D)`):
+                Raw fields in their own units; absent axes have one cell.
+            field_ids (`torch.LongTensor` of shape `(batch, channels)`):
+                Vocabulary id of each channel.
+            boundary_conditions (`torch.LongTensor` of shape `(batch, 3, 2)`, *optional*):
+                Low and high side of each axis: wall 0, open 1, periodic 2. `None` is periodic everywhere. Read on the
+                host once to make a plan; give `plan` instead where that must not happen.
+            constant_values (`torch.Tensor` of shape `(batch, constants, H, W, D)`, *optional*):
+                Fields that do not change in time; read, never forecast.
+            constant_ids (`torch.LongTensor` of shape `(batch, constants)`, *optional*):
+                Vocabulary id of each constant field.
+            padded_channels (`torch.BoolTensor` of shape `(batch, channels)`, *optional*):
+                Components that exist only because a plane was lifted to 3D; not scored.
+            obstacle_mask (`torch.BoolTensor` of shape `(batch, H, W, D)`, *optional*):
+                True inside obstacles; those cells are not scored.
+            labels (`torch.Tensor` of shape `(batch, frames, channels, H, W, D)`, *optional*):
+                The frame after each input frame.
+            plan (`TokenizationPlan`, *optional*):
+                Replaces `boundary_conditions`, `strides`, `jitter` and the shifts.
+            strides (*optional*):
+                `((s1, s2),) * 3`, strides of the two convolution stages along each axis; `None` chooses them from the
+                grid and `config.tokens_per_axis`.
+            jitter (`bool`, *optional*):
+                Random shifts of the grid and of the token grid; `None` is `config.jitter`.
+            patch_shifts (*optional*):
+                3 integers that fix the roll of the padded grid.
+            layer_shifts (*optional*):
+                `(layers, 3)` integers that fix the rolls of the token grid.
+            generator (`torch.Generator`, *optional*):
+                Source of the shifts.
+            value_scales (`torch.Tensor` of shape `(batch, channels)`, *optional*):
+                Replaces the root mean square of the given frames, for models with global normalisation.
+            change_scales (`torch.Tensor` of shape `(batch, channels)`, *optional*):
+                The same for the root mean square of the change between frames.
+            frames_to_keep (`int`, *optional*, defaults to 0):
+                Forecast only after the last `frames_to_keep` frames, and skip the work that only the others need; 0
+                forecasts after every frame.
+        """
+        # The plan is made here, before anything that is compiled, exported or checkpointed.
+        if plan is None:
+            plan = self.model.make_plan(
+                field_values, boundary_conditions, strides, jitter, patch_shifts, layer_shifts, generator
+            )
+        outputs = self.model(
+            field_values, field_ids, constant_values=constant_values, constant_ids=constant_ids, plan=plan,
+            value_scales=value_scales, frames_to_keep=frames_to_keep, **kwargs,
+        )  # fmt: skip
+        if change_scales is None:
+            change_scales = delta_scales(field_values, self.config.scale_eps)
+        decoder = self.decoder["volumetric" if plan.ndim == 3 else "planar"]
+        delta = unroll_and_crop(decoder(outputs.last_hidden_state, field_ids[0], plan), plan)
+        if plan.resampled:
+            delta = fourier_resample(delta, plan.grid)
+        state = accurate(field_values[:, -frames_to_keep:])  # all frames where frames_to_keep is 0
+        delta = delta.to(state.dtype)
+        prediction = state + delta * per_channel(change_scales)
+        loss = None
+        if labels is not None:
+            kept = labels[:, -frames_to_keep:]
+            target = (kept.to(state.dtype) - state) / per_channel(change_scales)
+            # The first frame has no context, so its forecast is not scored where there are others.
+            skip = 1 if state.shape[1] == field_values.shape[1] > 1 else 0
+            loss = _masked(delta - target, padded_channels, obstacle_mask)[:, skip:].abs().mean()
+        return WalrusPredictionOutput(
+            loss=loss,
+            prediction=prediction,
+            delta=delta,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def rollout(
+        self,
+        field_values: Tensor,
+        field_ids: Tensor,
+        num_steps: int,
+        boundary_conditions: Tensor | None = None,
+        constant_values: Tensor | None = None,
+        constant_ids: Tensor | None = None,
+        padded_channels: Tensor | None = None,
+        obstacle_mask: Tensor | None = None,
+        plan: TokenizationPlan | None = None,
+        generator: torch.Generator | None = None,
+        **kwargs,
+    ) -> Iterator[Tensor]:
+        """Forecast step by step: yields the next state `(batch, channels, H, W, D)`, `num_steps` times.
+
+        Each step forecasts from the last frames, appends the result and drops the oldest frame; scales and shifts are
+        renewed at every step (architecture, section 8). A given `plan` serves the first step and lends its geometry to
+        the others. Other arguments as in `forward`; padded components and obstacle cells are reset to zero.
+        No gradients are kept, drop path is off, and memory does not grow with `num_steps`.
+        """
+        state = accurate(field_values)
+        geometry = {name: kwargs.pop(name) for name in ("strides", "jitter", "patch_shifts", "layer_shifts") if name in kwargs}
+        for step in range(num_steps):
+            with torch.no_grad():
+                if plan is None:
+                    plan = self.model.make_plan(state, boundary_conditions, generator=generator, **geometry)
+                elif step:
+                    fixed = {name: geometry.get(name) for name in ("patch_shifts", "layer_shifts")}
+                    plan = with_shifts(plan, generator, **fixed)
+                training = self.training
+                self.eval()
+                try:
+                    output = self(
+                        state, field_ids, constant_values=constant_values, constant_ids=constant_ids, plan=plan,
+                        frames_to_keep=1, return_dict=True, **kwargs,
+                    )  # fmt: skip
+                finally:
+                    self.train(training)
+                following = _masked(output.prediction, padded_channels, obstacle_mask)
+                state = torch.cat([state[:, 1:], following], 1)
+            yield following[:, 0]
+
+    def predict(self, field_values: Tensor, field_ids: Tensor, num_steps: int, **kwargs) -> Tensor:
+        """All steps of `rollout` at once: `(batch, num_steps, channels, H, W, D)`."""
+        if num_steps < 1:
+            raise ValueError(f"num_steps: expected at least 1, found {num_steps}")
+        return torch.stack(list(self.rollout(field_values, field_ids, num_steps, **kwargs)), 1)
+
+
+def _uniform_bound(weight: Tensor) -> float:
+    # kaiming_uniform(a=sqrt(5)), what nn.Linear and the convolutions draw from
+    return 1.0 / math.sqrt(weight[0].numel())
+
+
+def _masked(x: Tensor, padded_channels: Tensor | None, obstacle_mask: Tensor | None) -> Tensor:
+    """`(B, T, C, H, W, D)` with padded components and obstacle cells set to zero."""
+    if padded_channels is not None:
+        x = x.masked_fill(padded_channels[:, None, :, None, None, None], 0.0)
+    if obstacle_mask is not None:
+        x = x.masked_fill(obstacle_mask[:, None, None], 0.0)
+    return x
+
+
+def _check_inputs(
+    field_values: Tensor, field_ids: Tensor, constant_values: Tensor | None, constant_ids: Tensor | None
+) -> None:
+    if field_values.ndim != 6:
+        raise ValueError(
+            f"field_values: expected (batch, frames, channels, H, W, D), found shape {tuple(field_values.shape)}"
+        )
+    batch, _, channels, *grid = field_values.shape
+    if field_ids.shape != (batch, channels):
+        raise ValueError(f"field_ids: expected (batch, channels) {(batch, channels)}, found {tuple(field_ids.shape)}")
+    if (constant_values is None) != (constant_ids is None):
+        raise ValueError("constant_values and constant_ids: expected both or neither")
+    if constant_values is not None and constant_ids is not None:
+        expected = (batch, constant_ids.shape[-1], *grid)
+        if constant_values.shape != expected:
+            raise ValueError(f"constant_values: expected {expected}, found {tuple(constant_values.shape)}")
+
+
+def _check_plan(plan: TokenizationPlan, field_values: Tensor, layers: int) -> None:
+    if plan.grid != tuple(field_values.shape[3:]):
+        raise ValueError(f"plan: made for a grid of {plan.grid}, the fields have {tuple(field_values.shape[3:])}")
+    if len(plan.layer_shifts) < layers:
+        raise ValueError(f"plan: has shifts for {len(plan.layer_shifts)} layers, the model has {layers}")
+
+
+__all__ = ["WalrusForPrediction", "WalrusModel", "WalrusPredictionOutput", "WalrusPreTrainedModel"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 import torch
@@ -72,7 +71,7 @@ def published_state_dict_to_walrus(state_dict: Mapping[str, Tensor], config: Wal
     _check_names(state_dict, published_names(config))
     converted: dict[str, Tensor] = {}
     dummy = state_dict["encoder_dummy"]
-    fields = [i for name, i in config.field2id.items() if name not in FLAG_NAMES]
+    fields = [i for name, i in (config.field2id or {}).items() if name not in FLAG_NAMES]
     for d, ours in ENCODERS.items():
         columns = state_dict[f"embed.{d}.proj1.weight"].clone()
         columns[:, fields] *= dummy.to(columns)
@@ -84,7 +83,9 @@ def published_state_dict_to_walrus(state_dict: Mapping[str, Tensor], config: Wal
     if "ape" in state_dict:
         converted["model.absolute_position.weight"] = state_dict["ape"][0, 0].permute(1, 2, 3, 0).contiguous()
     for i in range(config.num_hidden_layers):
-        converted |= _time_attention(state_dict, f"blocks.{i}.time_mixing.", f"model.layers.{i}.time_attention.", config)
+        converted |= _time_attention(
+            state_dict, f"blocks.{i}.time_mixing.", f"model.layers.{i}.time_attention.", config
+        )
         converted |= _space_mixing(state_dict, f"blocks.{i}.space_mixing.", f"model.layers.{i}.space_mixing.", config)
     return converted
 

@@ -163,7 +163,7 @@ class Trajectory:
         first_name, first = next(iter(self.fields.items()))
         if first.ndim < 1 + d:
             raise ValueError(
-                f"field {first_name!r}: expected (frames, {', '.join(self.axes)}[, components]), found shape {first.shape}"
+                f"field {first_name!r}: expected (frames, {', '.join(self.axes)}[, components]), found {first.shape}"
             )
         frames, grid = first.shape[0], first.shape[1 : 1 + d]
         if not frames or not all(grid):

@@ -26,7 +26,9 @@ def _split(product: int) -> Strides:
 
     For every entry of the published table this is the published pair.
     """
-    pairs = [(s1, product // s1) for s1 in range(1, KERNELS[0] + 1) if product % s1 == 0 and product // s1 <= KERNELS[1]]
+    pairs = [
+        (s1, product // s1) for s1 in range(1, KERNELS[0] + 1) if product % s1 == 0 and product // s1 <= KERNELS[1]
+    ]
 
     def preference(pair: Strides) -> tuple[bool, float, int]:
         s1, s2 = pair

@@ -1,0 +1,363 @@
+"""The physics processor: named fields to model inputs and back, and the plan of their tokenization."""
+
+import dataclasses
+import difflib
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
+
+from .fields import FLAG_NAMES, PUBLISHED_FIELDS, BoundaryCondition, Trajectory
+from .jitter import TokenizationPlan, make_plan, warn_unmeasured
+
+LETTERS = "xyz"
+# Beyond this the squares of the RMS scale leave float32.
+LARGEST = 1e18
+
+
+@dataclasses.dataclass(frozen=True)
+class Channel:
+    """One input channel: where it comes from and what the vocabulary calls it.
+
+    Attributes:
+        name: vocabulary name.
+        field: name in the trajectory.
+        component: index into the trailing component axes; None for a component that exists only because the data was
+            lifted to 3D, and is zero.
+        log: whether the model sees the decimal logarithm.
+    """
+
+    name: str
+    field: str
+    component: tuple[int, ...] | None = ()
+    log: bool = False
+
+
+class WalrusProcessor(FeatureExtractionMixin):
+    """Turns a [`Trajectory`] into model inputs, plans its tokenization, and turns forecasts back.
+
+    Vectors and tensors become channels, named by position for cartesian axes: the component along the first axis is
+    `velocity_x`, because the model knows an axis by its place. Data with fewer than three axes is lifted to 3D: the
+    given axes first, singletons last, missing vector components as zeros that are marked in `padded_channels`.
+
+    Args:
+        field2id: field vocabulary of the model; None is the published one.
+        tokens_per_axis, tokens_per_axis_3d: targets of the tokenization; the compute dial.
+        jitter: whether plans draw random shifts.
+        num_hidden_layers: for how many layers plans draw token rolls; a model with fewer layers uses the first.
+        context_frames, context_frames_3d: the most frames that a forecast starts from (published: 6, volumes 3).
+        field_names: own field name -> vocabulary name, e.g. `{"rho": "density", "u": "velocity"}`.
+        log_fields: own names of positive fields whose decimal logarithm the model reads and forecasts; the vocabulary
+            name is then `log10_<name>` where there is one.
+        global_scales: `{"rms": {field: value}, "rms_delta": {field: value}}` in the layout of The Well's `stats.yaml`,
+            a number or one a component; replaces the scales of the given frames, for models trained that way.
+    """
+
+    model_input_names = [  # noqa: RUF012
+        "field_values", "field_ids", "boundary_conditions", "constant_values", "constant_ids", "padded_channels",
+        "obstacle_mask",
+    ]  # fmt: skip
+
+    def __init__(
+        self,
+        field2id: Mapping[str, int] | None = None,
+        tokens_per_axis: int = 32,
+        tokens_per_axis_3d: int = 16,
+        jitter: bool = True,
+        num_hidden_layers: int = 40,
+        context_frames: int = 6,
+        context_frames_3d: int = 3,
+        field_names: Mapping[str, str] | None = None,
+        log_fields: Sequence[str] = (),
+        global_scales: Mapping[str, Mapping[str, Any]] | None = None,
+        **kwargs,
+    ):
+        self.field2id = dict(field2id) if field2id else {name: i for i, name in enumerate(PUBLISHED_FIELDS)}
+        self.tokens_per_axis = tokens_per_axis
+        self.tokens_per_axis_3d = tokens_per_axis_3d
+        self.jitter = jitter
+        self.num_hidden_layers = num_hidden_layers
+        self.context_frames = context_frames
+        self.context_frames_3d = context_frames_3d
+        self.field_names = dict(field_names or {})
+        self.log_fields = list(log_fields)
+        self.global_scales = {kind: dict(values) for kind, values in global_scales.items()} if global_scales else None
+        self._warned_grids: set = set()
+        super().__init__(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        output = super().to_dict()
+        output.pop("_warned_grids")  # what this process has warned of is no setting
+        return output
+
+    def plan(
+        self,
+        grid: Sequence[int],
+        boundary_conditions: Mapping[str, Any] | Sequence | Tensor,
+        tokens_per_axis: int | None = None,
+        jitter: bool | None = None,
+        seed: int | None = None,
+    ) -> TokenizationPlan:
+        """Plan the tokenization of a grid of 1 to 3 axes.
+
+        Args:
+            boundary_conditions: as in [`Trajectory`] (a dict in the order of the axes), or ids `(axes, 2)`.
+            tokens_per_axis: overrides the processor's target, for planes and volumes alike.
+            jitter: overrides the processor's setting.
+            seed: makes the shifts reproducible; None draws from torch's default generator.
+
+        Raises:
+            ValueError: an axis of 2 to 7 cells, boundaries that do not fit the grid, a half-periodic axis.
+        """
+        cells = [int(n) for n in grid]
+        if not 1 <= len(cells) <= 3:
+            raise ValueError(f"grid: expected 1 to 3 axes, found {cells}")
+        sides = _sides(boundary_conditions)
+        if len(sides) not in (len(cells), 3):
+            raise ValueError(
+                f"boundary_conditions: expected one entry for each of {len(cells)} axes, found {len(sides)}"
+            )
+        missing = 3 - len(cells)
+        sides = sides[: len(cells)] + [(int(BoundaryCondition.PERIODIC),) * 2] * missing
+        plan = make_plan(
+            cells + [1] * missing,
+            sides,
+            tokens_per_axis or self.tokens_per_axis,
+            tokens_per_axis or self.tokens_per_axis_3d,
+            self.jitter if jitter is None else jitter,
+            self.num_hidden_layers,
+            generator=None if seed is None else torch.Generator().manual_seed(seed),
+        )
+        warn_unmeasured(plan, self._warned_grids)
+        return plan
+
+    def __call__(
+        self, trajectory: Trajectory, plan: TokenizationPlan | None = None, return_tensors: str = "pt"
+    ) -> BatchFeature:
+        """Model inputs for one trajectory, as a batch of one.
+
+        Returns:
+            `field_values` `(1, T, C, H, W, D)` float32, `field_ids` and `padded_channels` `(1, C)`,
+            `boundary_conditions` `(1, 3, 2)`; where the trajectory has them `constant_values` `(1, K, H, W, D)` with
+            `constant_ids` `(1, K)`, and `obstacle_mask` `(1, H, W, D)`; `value_scales` and `change_scales` `(1, C)`
+            where the processor holds global scales; `plan` if one is given.
+
+        Raises:
+            ValueError: unknown fields, missing components, NaN, infinite or unusably large values.
+        """
+        if return_tensors != "pt":
+            raise ValueError(f"return_tensors: only 'pt' is supported, found {return_tensors!r}")
+        channels = self.channels(trajectory)
+        constants = self.channels(trajectory, constant=True)
+        trajectory.check_finite()
+        sides = [*trajectory.boundary_ids(), *[(int(BoundaryCondition.PERIODIC),) * 2] * (3 - len(trajectory.axes))]
+        data: dict[str, Any] = {
+            "field_values": _stack(channels, trajectory.fields, (trajectory.num_frames, *trajectory.grid))[None],
+            "field_ids": self._ids(channels),
+            "padded_channels": torch.tensor([[channel.component is None for channel in channels]]),
+            "boundary_conditions": torch.tensor([sides]),
+        }
+        if constants:
+            data["constant_values"] = _stack(constants, trajectory.constant_fields, (1, *trajectory.grid))
+            data["constant_ids"] = self._ids(constants)
+        if trajectory.obstacle_mask is not None:
+            data["obstacle_mask"] = torch.from_numpy(_lift(trajectory.obstacle_mask, len(trajectory.axes)))[None]
+        if self.global_scales is not None:
+            data["value_scales"] = self._global(channels, "rms")
+            data["change_scales"] = self._global(channels, "rms_delta")
+        if plan is not None:
+            data["plan"] = plan
+        return BatchFeature(data)
+
+    def postprocess(self, prediction: Tensor, trajectory: Trajectory) -> Trajectory:
+        """Forecast frames as a trajectory with the names, axes and rank of the one they follow.
+
+        Args:
+            prediction: `(members, steps, channels, H, W, D)` in the order of `channels(trajectory)`. Several members
+                become `ensemble`, and their mean the fields.
+            trajectory: what the forecast started from; the first forecast frame follows its last one.
+        """
+        channels = self.channels(trajectory)
+        values = prediction.detach().float().cpu().numpy()
+        if values.ndim != 6 or values.shape[2] != len(channels):
+            raise ValueError(
+                f"prediction: expected (members, steps, {len(channels)} channels, H, W, D), found {values.shape}"
+            )
+        # (members, steps, channels, *grid)
+        values = values.reshape(*values.shape[:3], *trajectory.grid)
+        members = {
+            name: _gather([(i, c) for i, c in enumerate(channels) if c.field == name], values, trajectory)
+            for name in trajectory.fields
+        }
+        return dataclasses.replace(
+            trajectory,
+            fields={name: m[0] if len(m) == 1 else m.mean(0) for name, m in members.items()},
+            ensemble=members if len(values) > 1 else None,
+            time=trajectory.time + trajectory.num_frames * trajectory.dt,
+        )
+
+    def channels(self, trajectory: Trajectory, constant: bool = False) -> list[Channel]:
+        """The channels of the (constant) fields of a trajectory, in the order of the model inputs.
+
+        Raises:
+            ValueError: a name that the vocabulary lacks (with near names), or a vector given in part.
+        """
+        found: list[Channel] = []
+        axes = trajectory.axes
+        apart: dict[str, set[str]] = {}  # stem -> suffixes of components that were given as fields of their own
+        for field in trajectory.constant_fields if constant else trajectory.fields:
+            log = field in self.log_fields
+            name = self._vocabulary_name(field, log)
+            rank = trajectory.rank(field)
+            if rank:
+                found += self._vector_channels(name, field, rank, axes, log)
+                continue
+            stem, suffix = self._component_of(name, axes)
+            if suffix:
+                name = f"{stem}_{suffix}"
+                apart.setdefault(stem, set()).add(suffix)
+            self._require(name, field, scalar=True)
+            found.append(Channel(name, field, log=log))
+        real = {channel.name for channel in found if channel.component is not None}
+        found = [channel for channel in found if channel.component is not None or channel.name not in real]
+        for stem, suffixes in apart.items():
+            for parts in itertools.product(LETTERS, repeat=len(next(iter(suffixes)))):
+                suffix = "".join(parts)
+                if f"{stem}_{suffix}" in {channel.name for channel in found}:
+                    continue
+                if all(letter in LETTERS[: len(axes)] for letter in parts):
+                    raise ValueError(
+                        f"field {stem!r}: component {suffix!r} is missing, found {sorted(suffixes)} of a grid with "
+                        f"{len(axes)} axes; give all components, or the vector as one array (..., {len(axes)})"
+                    )
+                found.append(Channel(f"{stem}_{suffix}", f"{stem}_{suffix}", None))
+        names = [channel.name for channel in found]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"fields {', '.join(twice)}: given twice; every vocabulary name can be used once")
+        return found
+
+    def _vocabulary_name(self, field: str, log: bool) -> str:
+        name = self.field_names.get(field, field)
+        return f"log10_{name}" if log and f"log10_{name}" in self.field2id else name
+
+    def _vector_channels(self, name: str, field: str, rank: int, axes: tuple[str, ...], log: bool) -> list[Channel]:
+        """Components in the order x, y, z; those that the grid lacks are padded where the vocabulary has them."""
+        suffixes = list(axes)
+        curvilinear = not set(axes) <= set(LETTERS) and all(
+            f"{name}_{'_'.join(parts)}" in self.field2id for parts in itertools.product(axes, repeat=rank)
+        )
+        if not curvilinear:
+            suffixes = list(LETTERS[: len(axes)])
+        suffixes += list(LETTERS[len(axes) :])
+        channels = []
+        for index in itertools.product(range(3), repeat=rank):
+            component = f"{name}_{('_' if curvilinear else '').join(suffixes[i] for i in index)}"
+            if max(index) < len(axes):
+                self._require(component, field)
+                channels.append(Channel(component, field, index, log))
+            elif component in self.field2id:
+                channels.append(Channel(component, field, None))
+        return channels
+
+    def _component_of(self, name: str, axes: tuple[str, ...]) -> tuple[str, str]:
+        """`("velocity", "x")`, by position, for a component given as a field of its own; `("", "")` for a scalar."""
+        stem, _, suffix = name.rpartition("_")
+        whole = len(suffix) in (1, 2) and all(
+            f"{stem}_{''.join(parts)}" in self.field2id for parts in itertools.product(LETTERS, repeat=len(suffix))
+        )
+        if not stem or not whole or not set(suffix) <= set(LETTERS) or not set(axes) <= set(LETTERS):
+            return "", ""
+        order = [*axes, *(letter for letter in LETTERS if letter not in axes)]
+        return stem, "".join(LETTERS[order.index(letter)] for letter in suffix)
+
+    def _require(self, name: str, field: str, scalar: bool = False) -> None:
+        if name in self.field2id and name not in FLAG_NAMES:
+            return
+        known = [known for known in self.field2id if known not in FLAG_NAMES]
+        if scalar and any(f"{name}_{parts}" in self.field2id for parts in ("x", "xx")):
+            raise ValueError(
+                f"field {field!r}: expected a vector or tensor, one component an axis in trailing dimensions, found a "
+                "scalar: stack its components along a last axis"
+            )
+        stems = {known.rpartition("_")[0] for known in known if known.rpartition("_")[2] in (*LETTERS, "xx")}
+        near = difflib.get_close_matches(field, [*known, *stems], n=3, cutoff=0.5)
+        raise ValueError(
+            f"unknown field {field!r}" + (f" (as {name!r})" if name != field else "")
+            + f": expected one of the model's {len(known)} field names"
+            + (f", perhaps {' or '.join(repr(n) for n in near)}" if near else "")
+            + f"; map yours with field_names={{{field!r}: ...}}"
+        )  # fmt: skip
+
+    def _ids(self, channels: list[Channel]) -> Tensor:
+        return torch.tensor([[self.field2id[channel.name] for channel in channels]])
+
+    def _global(self, channels: list[Channel], kind: str) -> Tensor:
+        scales = []
+        for channel in channels:
+            value = np.asarray((self.global_scales or {}).get(kind, {}).get(channel.field, np.nan), dtype=np.float64)
+            if channel.component is None:
+                value = np.asarray(1.0)  # zeros stay zeros
+            elif value.ndim:
+                value = value[channel.component]
+            if not value > 0:
+                raise ValueError(f"global_scales[{kind!r}]: expected a positive scale for field {channel.field!r}")
+            scales.append(float(value))
+        return torch.tensor([scales])
+
+
+def _sides(boundary_conditions: Mapping[str, Any] | Sequence | Tensor) -> list[tuple[int, ...]]:
+    if isinstance(boundary_conditions, Mapping):
+        pairs = [(s, s) if isinstance(s, str | int) else tuple(s) for s in boundary_conditions.values()]
+    elif isinstance(boundary_conditions, Tensor | np.ndarray):
+        pairs = [tuple(pair) for pair in boundary_conditions.tolist()]
+    else:
+        pairs = [tuple(pair) for pair in boundary_conditions]
+    return [tuple(int(BoundaryCondition.parse(side)) for side in pair) for pair in pairs]
+
+
+def _lift(values: np.ndarray, spatial: int) -> np.ndarray:
+    """Singleton axes behind the spatial ones, which come last: `(..., *grid)` -> `(..., H, W, D)`."""
+    return values.reshape(*values.shape, *[1] * (3 - spatial))
+
+
+def _stack(channels: list[Channel], arrays: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> Tensor:
+    """`(T, C, H, W, D)` float32; `shape` is `(T, *grid)`."""
+    stacked = np.zeros((shape[0], len(channels), *shape[1:]), dtype=np.float32)
+    for i, channel in enumerate(channels):
+        if channel.component is None:
+            continue
+        index: tuple[Any, ...] = (..., *channel.component)
+        values = arrays[channel.field][index]
+        largest = np.abs(values).max()
+        if largest > LARGEST:
+            raise ValueError(
+                f"field {channel.field!r}: expected magnitudes up to {LARGEST:g}, found {largest:.3g}; "
+                "rescale its units or take it as a logarithm (log_fields)"
+            )
+        if channel.log:
+            smallest = values.min()
+            if not smallest > 0:
+                raise ValueError(f"field {channel.field!r}: expected positive values for a logarithm, found {smallest}")
+            values = np.log10(values)
+        stacked[:, i] = values
+    return torch.from_numpy(_lift(stacked, len(shape) - 1))
+
+
+def _gather(channels: list[tuple[int, Channel]], values: np.ndarray, trajectory: Trajectory) -> np.ndarray:
+    """One field of the members, `(members, steps, *grid[, components])`, from `(members, steps, channels, *grid)`."""
+    real = [(i, channel) for i, channel in channels if channel.component is not None]
+    rank = len(real[0][1].component or ())
+    field = np.empty((*values.shape[:2], *trajectory.grid, *[len(trajectory.axes)] * rank), dtype=np.float32)
+    for i, channel in real:
+        component = values[:, :, i]
+        index: tuple[Any, ...] = (..., *(channel.component or ()))
+        field[index] = 10.0**component if channel.log else component
+    return field
+
+
+__all__ = ["WalrusProcessor"]

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from walrus_hf.fields import Trajectory
+from ..fields import Trajectory
 
-# (feed, kill) of four of the six regimes of The Well's gray_scott_reaction_diffusion; in the other two, bubbles and worms,
-# next to nothing happens within a short trajectory.
+# (feed, kill) of four of the six regimes of The Well's gray_scott_reaction_diffusion; in the other two, bubbles and
+# worms, next to nothing happens within a short trajectory.
 GRAY_SCOTT_REGIMES = {
     "gliders": (0.014, 0.054),
     "maze": (0.029, 0.057),
@@ -25,15 +25,18 @@ GRAY_SCOTT_REGIMES = {
 }
 GRAY_SCOTT_CELL = 1 / 64
 DIFFUSIVITY_A, DIFFUSIVITY_B = 2e-5, 1e-5
+# Share of the modes that products keep, along each axis. Measured against solutions on 256 x 256 cells, 0.9 is several
+# times more accurate than the usual 2/3, and the flow stays stable at a 35th of its default viscosity.
+KEPT_MODES = 0.9
 
 
 def shear_flow(
-    seed: int, grid: tuple[int, int] = (64, 64), frames: int = 40, dt: float = 0.04, viscosity: float = 7e-4
+    seed: int, grid: tuple[int, int] = (64, 64), frames: int = 40, dt: float = 0.05, viscosity: float = 7e-4
 ) -> Trajectory:
     """Two perturbed shear layers that roll up into vortices, in an incompressible fluid with a passive tracer.
 
-    Places, widths and speeds of the layers and the waves on them come from the seed. The fluid flows along x; x is 1 long
-    and cells are square, so y is `W / H` long. The density is 1, the tracer diffuses as fast as momentum (Schmidt
+    Places, widths and speeds of the layers and the waves on them come from the seed. The fluid flows along x; x is 1
+    long and cells are square, so y is `W / H` long. The density is 1, the tracer diffuses as fast as momentum (Schmidt
     number 1). The Well's shear_flow is the same at higher Reynolds numbers, on 256 x 512 cells.
 
     Args:
@@ -92,14 +95,15 @@ def gray_scott(seed: int, grid: tuple[int, int] = (64, 64), frames: int = 40, dt
 def solve_shear_flow(
     velocity: np.ndarray, tracer: np.ndarray, frames: int, dt: float, viscosity: float, name: str = "shear_flow"
 ) -> Trajectory:
-    """`shear_flow` from a start of your own: velocity (H, W, 2), whose divergence is taken out, and tracer (H, W).
-
-    Modes above two thirds of the highest one are cut off, so that products of two fields are free of aliases.
-    """
+    """`shear_flow` from a start of your own: velocity (H, W, 2), whose divergence is taken out, and tracer (H, W)."""
     if not viscosity > 0:
         raise ValueError(f"viscosity: expected a positive number, found {viscosity}")
+    if tracer.ndim != 2 or velocity.shape != (*tracer.shape, 2):
+        raise ValueError(f"expected velocity (H, W, 2) and tracer (H, W), found {velocity.shape} and {tracer.shape}")
+    if not np.isfinite(velocity).all():
+        raise ValueError("velocity: expected finite numbers, found NaN or infinity")
     grid = (velocity.shape[0], velocity.shape[1])
-    # Courant number at most 0.8, with room for a maximum that grows by a half (the fourth-order method bears 1.3).
+    # Courant number at most 0.8, with room for a maximum that grows by a half (the method bears 1).
     substeps = math.ceil(1.5 * float(np.abs(velocity).max()) * dt * grid[0] / 0.8) + 1
     solve = _on_cpu(_shear_flow_solver(grid, frames))
     arrays = solve(np.float32(velocity), np.float32(tracer), np.float32(viscosity), np.float32(dt / substeps), substeps)
@@ -118,7 +122,7 @@ def solve_gray_scott(
     name: str = "gray_scott",
 ) -> Trajectory:
     """Gray-Scott from a start of your own, A and B (H, W); the first frame is `spin_up` time units later."""
-    substeps = math.ceil(dt / 2.0)  # the fastest reaction rates are about 0.5
+    substeps = math.ceil(dt / 2.0)  # the fastest reactions take about 2 time units
     step = dt / substeps
     solve = _on_cpu(_gray_scott_solver((a.shape[0], a.shape[1]), frames, cell))
     start = np.float32(np.stack([a, b]))
@@ -129,9 +133,9 @@ def solve_gray_scott(
 @functools.lru_cache(maxsize=8)
 def _shear_flow_solver(grid: tuple[int, int], frames: int) -> Any:
     """Compiled once a grid: (velocity, tracer, viscosity, step, substeps) -> velocity, tracer, pressure."""
-    jax, ETDRK4 = _import_exponax("ETDRK4")
+    jax, etdrk = _import_exponax()
     jnp = jax.numpy
-    kx, ky, keep = _modes(grid, 1 / grid[0], keep=2 / 3)
+    kx, ky, keep = _modes(grid, 1 / grid[0])
     k_squared = kx**2 + ky**2
     inverse = np.divide(1, k_squared, out=np.zeros_like(k_squared), where=k_squared > 0)
 
@@ -164,7 +168,7 @@ def _shear_flow_solver(grid: tuple[int, int], frames: int) -> Any:
 
         u, v = to_modes(velocity[..., 0]), to_modes(velocity[..., 1])
         start = jnp.stack([1j * kx * v - 1j * ky * u, to_modes(tracer)])
-        integrator = ETDRK4(step, -viscosity * k_squared[None], advection)
+        integrator = etdrk.ETDRK4(step, -viscosity * k_squared[None], advection)
         return jax.lax.map(observe, _march(jax, integrator.step_fourier, start, frames, substeps))
 
     return jax.jit(solve)
@@ -173,9 +177,9 @@ def _shear_flow_solver(grid: tuple[int, int], frames: int) -> Any:
 @functools.lru_cache(maxsize=8)
 def _gray_scott_solver(grid: tuple[int, int], frames: int, cell: float) -> Any:
     """Compiled once a grid: (A and B, feed, kill, step, substeps, first steps) -> A, B."""
-    jax, ETDRK2 = _import_exponax("ETDRK2")
+    jax, etdrk = _import_exponax()
     jnp = jax.numpy
-    kx, ky, keep = _modes(grid, cell, keep=1 / 2)  # half of the modes: products of three fields free of aliases
+    kx, ky, keep = _modes(grid, cell)
     diffusion = np.stack([-DIFFUSIVITY_A * (kx**2 + ky**2), -DIFFUSIVITY_B * (kx**2 + ky**2)])
 
     def to_modes(values):
@@ -190,7 +194,7 @@ def _gray_scott_solver(grid: tuple[int, int], frames: int, cell: float) -> Any:
             rate = a * b * b
             return to_modes(jnp.stack([feed * (1 - a) - rate, rate - (feed + kill) * b]))
 
-        advance = ETDRK2(step, diffusion, reaction).step_fourier
+        advance = etdrk.ETDRK4(step, diffusion, reaction).step_fourier
         state = jax.lax.fori_loop(0, first_steps, lambda _, s: advance(s).astype("complex64"), to_modes(start))
         return to_cells(_march(jax, advance, state, frames, substeps).swapaxes(0, 1))
 
@@ -206,11 +210,12 @@ def _march(jax, advance, state, frames, substeps):
     return jax.lax.scan(frame, state.astype("complex64"), None, length=frames)[1]
 
 
-def _modes(grid: tuple[int, int], cell: float, keep: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Wavenumbers of x and y for `rfft2`, and which modes are kept: the share `keep` along each axis."""
+def _modes(grid: tuple[int, int], cell: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Wavenumbers of x and y for `rfft2`, and which modes are kept."""
     x, y = np.meshgrid(np.fft.fftfreq(grid[0]), np.fft.rfftfreq(grid[1]), indexing="ij")
-    kept = (np.abs(x) < keep / 2) & (np.abs(y) < keep / 2)
-    return np.float32(2 * np.pi / cell * x), np.float32(2 * np.pi / cell * y), np.float32(kept)
+    kept = (np.abs(x) < KEPT_MODES / 2) & (np.abs(y) < KEPT_MODES / 2)
+    kx, ky = 2 * np.pi / cell * x, 2 * np.pi / cell * y
+    return kx.astype(np.float32), ky.astype(np.float32), kept.astype(np.float32)
 
 
 def _shear_layers(rng: np.random.Generator, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -254,13 +259,13 @@ def _check_arguments(grid: tuple[int, int], frames: int, dt: float) -> None:
         raise ValueError(f"dt: expected a positive time between frames, found {dt}")
 
 
-def _import_exponax(integrator: str) -> tuple[Any, Any]:
+def _import_exponax() -> tuple[Any, Any]:
     try:
         import exponax.etdrk
         import jax
     except ImportError as error:
         raise ImportError("simulations need the extra `sim`: pip install 'walrus-hf[sim]'") from error
-    return jax, {"ETDRK2": exponax.etdrk.ETDRK2, "ETDRK4": exponax.etdrk.ETDRK4}[integrator]
+    return jax, exponax.etdrk
 
 
 def _on_cpu(solve: Any) -> Any:

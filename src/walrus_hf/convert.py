@@ -2,16 +2,118 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import pickle
+import shutil
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
 from .configuration_walrus import WalrusConfig
 from .fields import FLAG_NAMES
 from .layers import rotary_frequencies
+from .model_card import converted_card
+from .modeling_walrus import WalrusForPrediction
+from .pipeline_walrus import processor_for
 
 ENCODERS = {"2": "planar", "3": "volumetric"}
+# Settings of the published code that this package implements with one value only.
+REQUIRED = {
+    "model.max_d": 3,
+    "model.causal_in_time": True,
+    "model.include_d": [2, 3],
+    "model.encoder.base_kernel_size3d": [[8, 4]] * 3,
+    "model.encoder.variable_downsample": True,
+    "model.encoder.variable_deterministic_ds": True,
+    "model.decoder.base_kernel_size3d": [[8, 4]] * 3,
+    "model.processor.time_mixing.bias_type": "rel",
+    "trainer.prediction_type": "delta",
+}
+
+
+def convert_checkpoint(
+    checkpoint: str | Path, extended_config: str | Path, output_dir: str | Path, overwrite: bool = False
+) -> Path:
+    """Write the folder that `WalrusPipeline.from_pretrained` loads: safetensors, configuration, processor and card.
+
+    The checkpoint is read with `torch.load(weights_only=True)`, so a pickle never runs code, and mapped rather than
+    copied into memory. The folder is built under a temporary name and moved into place.
+
+    Args:
+        checkpoint: the published `walrus.pt`, `{"app": {"model": state dict}}`.
+        extended_config: the published `extended_config.yaml`.
+        output_dir: a new or empty folder, unless `overwrite`.
+
+    Returns:
+        `output_dir`.
+
+    Raises:
+        ValueError: unreadable files, settings that are not implemented, tensors that are missing, surplus or misshapen.
+        FileExistsError: `output_dir` holds something and `overwrite` is off.
+    """
+    checkpoint, output = Path(checkpoint), Path(output_dir)
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{output}: expected a folder to write, found a file")
+    if output.is_dir() and any(output.iterdir()) and not overwrite:
+        raise FileExistsError(f"{output} is not empty; choose another folder or overwrite it with --overwrite")
+    settings = _read_settings(Path(extended_config))
+    state_dict = _read_state_dict(checkpoint)
+    config = walrus_config(settings, state_dict)
+    converted = published_state_dict_to_walrus(state_dict, config)
+    with torch.device("meta"):
+        model = WalrusForPrediction(config)
+    model.load_state_dict(converted, assign=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    try:
+        model.save_pretrained(temporary)
+        processor_for(config).save_pretrained(temporary)
+        card = converted_card(config, checkpoint.name, _sha256(checkpoint), sum(p.numel() for p in model.parameters()))
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        temporary.chmod(0o755)  # mkdtemp makes private folders
+        if output.is_dir():
+            shutil.rmtree(output)
+        os.replace(temporary, output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return output
+
+
+def walrus_config(settings: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> WalrusConfig:
+    """Configuration from the published settings and, for what only fine-tuned checkpoints have, from the tensors."""
+    for path, expected in REQUIRED.items():
+        found = _setting(settings, path)
+        if found != expected:
+            raise ValueError(f"{path}: only {expected} is implemented, the checkpoint was trained with {found}")
+    heads = _setting(settings, "model.processor.space_mixing.num_heads")
+    if heads != _setting(settings, "model.processor.time_mixing.num_heads"):
+        raise ValueError("model.processor: expected as many heads in time as in space")
+    width = _setting(settings, "model.hidden_dim")
+    fused = _setting(settings, "model.processor.space_mixing.mlp_dim") or 4 * width
+    sets = [tensor for name, tensor in state_dict.items() if name.endswith("rotary_emb.freqs")]
+    learnable = None if all(_are_constants(tensor) for tensor in sets) else "shared"
+    if any(name.endswith("rotary_emb.freqs.0") for name in state_dict):
+        learnable = "per_axis"
+    return WalrusConfig(
+        hidden_size=width,
+        intermediate_size=fused // 2,  # the published number is the fused width of gate and value
+        num_hidden_layers=_setting(settings, "model.processor_blocks"),
+        num_attention_heads=heads,
+        stem_hidden_size=_setting(settings, "model.intermediate_dim"),
+        field2id=_setting(settings, "data.field_index_map_override"),
+        drop_path_rate=_setting(settings, "model.drop_path"),
+        field_dropout=_setting(settings, "model.input_field_drop"),
+        jitter=_setting(settings, "model.jitter_patches"),
+        rope_learnable=learnable,
+        absolute_position_shape=list(state_dict["ape"].shape[3:]) if "ape" in state_dict else None,
+        scale_eps=float(_setting(settings, "trainer.epsilon")),
+    )
 
 
 def published_names(config: WalrusConfig) -> dict[str, tuple[int, ...]]:
@@ -155,3 +257,51 @@ def _check_names(state_dict: Mapping[str, Tensor], expected: Mapping[str, tuple[
     ]
     if problems:
         raise ValueError(f"the checkpoint does not fit its configuration: {'; '.join(problems)}")
+
+
+def _setting(settings: Mapping[str, Any], path: str) -> Any:
+    value: Any = settings
+    for key in path.split("."):
+        if not isinstance(value, Mapping) or key not in value:
+            raise ValueError(f"the configuration file lacks {path}: expected the published extended_config.yaml")
+        value = value[key]
+    return value
+
+
+def _read_settings(path: Path) -> Mapping[str, Any]:
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: expected a YAML file, found {str(error).splitlines()[0]}") from error
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"{path}: expected the published extended_config.yaml, found no settings")
+    return settings
+
+
+def _read_state_dict(path: Path) -> Mapping[str, Tensor]:
+    if path.is_dir():
+        raise ValueError(f"{path}: expected the published walrus.pt, found a folder")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError:
+        raise
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = "it holds more than tensors" if "weights_only" in str(error) else "it is damaged or of another kind"
+        raise ValueError(f"{path}: expected a PyTorch checkpoint of plain tensors, but {reason}") from error
+    model = content.get("app", {}).get("model") if isinstance(content, Mapping) else None
+    if not isinstance(model, Mapping) or not all(isinstance(t, Tensor) for t in model.values()):
+        raise ValueError(f"{path}: expected a checkpoint {{'app': {{'model': state dict}}}}, found {_outline(content)}")
+    return model
+
+
+def _outline(content: Any) -> str:
+    return (
+        f"a mapping with {', '.join(map(repr, list(content)[:5]))}"
+        if isinstance(content, Mapping)
+        else repr(type(content))
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

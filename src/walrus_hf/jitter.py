@@ -238,7 +238,7 @@ def take_cyclic(x: Tensor, dim: int, start: int, length: int) -> Tensor:
 
 
 def fourier_resample(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Band-limited interpolation of `(..., H, W, D)` along the periodic axes whose length changes; float32 or better."""
+    """Band-limited interpolation of `(..., H, W, D)` along the axes whose length changes; float32 or better."""
     for i, n in enumerate(size):
         dim, old = i - 3, x.shape[i - 3]
         if n == old:

@@ -1,0 +1,199 @@
+"""Model and processor as one object: `WalrusPipeline.from_pretrained(name).predict(trajectory)`."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers.configuration_utils import PreTrainedConfig
+
+from .configuration_walrus import WalrusConfig
+from .fields import Trajectory
+from .metrics import lead_time_windows, score
+from .modeling_walrus import WalrusForPrediction
+from .processing_walrus import WalrusProcessor
+
+# Lead times that the published evaluation averages over (arXiv 2511.15684, section 7), first and last step.
+WINDOWS = ((1, 1), (1, 10), (11, 30), (31, 60))
+
+
+class WalrusPipeline:
+    """Forecasts of trajectories in their own names, units and grid.
+
+    Args:
+        model: a [`WalrusForPrediction`], or one with PEFT adapters.
+        processor: its [`WalrusProcessor`]; None makes one that fits the model's configuration.
+    """
+
+    def __init__(self, model: WalrusForPrediction, processor: WalrusProcessor | None = None):
+        self.model = model.eval()
+        self.processor = processor or processor_for(model.config)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        revision: str | None = None,
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device | None = None,
+    ) -> WalrusPipeline:
+        """Load a folder of `save_pretrained`, an adapter folder (its base model is found by itself), or a Hub id.
+
+        Args:
+            revision: branch, tag or commit of a Hub repository.
+            dtype: of the weights; "auto" keeps the checkpoint's.
+            device: where the model goes; None takes a GPU if there is one.
+
+        Raises:
+            ValueError: a checkpoint of another model type.
+            OSError: nothing there, or unreadable.
+        """
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        folder = Path(name_or_path).expanduser()
+        if (folder / "adapter_config.json").is_file():
+            model, processor = _load_adapter(folder, dtype)
+        else:
+            name = str(folder) if folder.exists() else str(name_or_path)
+            _check_model_type(name, revision)
+            model = WalrusForPrediction.from_pretrained(name, revision=revision or "main", dtype=dtype)
+            processor = WalrusProcessor.from_pretrained(name, revision=revision or "main")
+        return cls(model.to(device), processor)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Configuration, weights (safetensors) and processor in one folder."""
+        self.model.save_pretrained(directory)
+        self.processor.save_pretrained(directory)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> None:
+        """Upload model and processor; keywords as in `PreTrainedModel.push_to_hub` (`private`, `token`, ...)."""
+        self.model.push_to_hub(repo_id, **kwargs)
+        self.processor.push_to_hub(repo_id, **kwargs)
+
+    @torch.no_grad()
+    def predict(
+        self,
+        trajectory: Trajectory,
+        prediction_length: int = 50,
+        ensemble_size: int = 1,
+        seed: int | None = None,
+        jitter: bool | None = None,
+        tokens_per_axis: int | None = None,
+        progress: bool = True,
+    ) -> Trajectory:
+        """Forecast the frames that follow a trajectory.
+
+        Args:
+            trajectory: at least two frames; the last `processor.context_frames` (`context_frames_3d` for volumes) are
+                used.
+            prediction_length: frames to forecast; frame k is k times `trajectory.dt` after the last given one.
+            ensemble_size: members that differ in their random jitter alone; the result is their mean, and the members
+                stand in its `.ensemble`. They show the effect of jitter, not the uncertainty of the forecast.
+            seed: of the jitter; None draws from torch's default generator.
+            jitter: None takes the processor's setting.
+            tokens_per_axis: the compute dial; None takes the processor's setting.
+            progress: show a progress bar.
+
+        Returns:
+            The forecast frames only. Frames after a NaN or overflow are NaN, with a warning.
+
+        Raises:
+            ValueError: fields, frames or a grid that the model cannot take.
+        """
+        if prediction_length < 1 or ensemble_size < 1:
+            raise ValueError(f"expected at least 1 step and 1 member, found {prediction_length} and {ensemble_size}")
+        if trajectory.num_frames < 2:
+            raise ValueError("expected at least 2 frames to forecast from (their change sets the scale), found 1")
+        if ensemble_size > 1 and not (self.processor.jitter if jitter is None else jitter):
+            raise ValueError("ensemble_size: without jitter all members are equal; switch jitter on or ask for one")
+        volume = sum(n > 1 for n in trajectory.grid) == 3
+        context = self.processor.context_frames_3d if volume else self.processor.context_frames
+        recent = trajectory.frames(max(trajectory.num_frames - context, 0))
+        inputs = self.processor(recent).to(self.model.device)
+        inputs.pop("boundary_conditions")  # the plan holds them
+        shape = inputs["field_values"].shape
+        forecast = np.full((ensemble_size, prediction_length, *shape[2:]), np.nan, dtype=np.float32)
+        bar = tqdm(total=ensemble_size * prediction_length, desc="forecast", unit="step", disable=not progress)
+        with bar:
+            for member in range(ensemble_size):
+                generator = None if seed is None else torch.Generator().manual_seed(seed + member)
+                draw = int(torch.randint(2**62, (1,), generator=generator))
+                plan = self.processor.plan(
+                    trajectory.grid, trajectory.boundary_conditions, tokens_per_axis, jitter, seed=draw
+                )
+                steps = self.model.rollout(**inputs, num_steps=prediction_length, plan=plan, generator=generator)
+                for step, state in enumerate(steps):
+                    # Each step leaves the device at once, so memory there does not grow with the steps.
+                    forecast[member, step] = state[0].float().cpu().numpy()
+                    bar.update()
+                    if not np.isfinite(forecast[member, step]).all():
+                        forecast[member, step:] = np.nan
+                        warnings.warn(f"the forecast is not finite from step {step + 1} on", stacklevel=2)
+                        break
+        return self.processor.postprocess(torch.from_numpy(forecast), recent)
+
+    def evaluate(
+        self, forecast: Trajectory, truth: Trajectory, windows: tuple[tuple[int, int], ...] | None = None
+    ) -> dict[str, dict[str, float]]:
+        """VRMSE of each field over windows of lead time, and their mean under `"all fields"`.
+
+        Args:
+            forecast: what `predict` returned.
+            truth: a trajectory that covers the forecast's times.
+            windows: first and last step, counted from 1; None takes those of the published protocol that fit.
+
+        Returns:
+            field -> `"1:10"` -> mean VRMSE over the steps of the window (1 is as good as the spatial mean).
+        """
+        scores = score(forecast, matching_frames(truth, forecast))
+        scores["all fields"] = np.mean(list(scores.values()), axis=0)
+        if windows is None:
+            windows = tuple((first, last) for first, last in WINDOWS if last <= forecast.num_frames)
+            windows += ((1, forecast.num_frames),) if (1, forecast.num_frames) not in windows else ()
+        return lead_time_windows(scores, windows)
+
+
+def matching_frames(truth: Trajectory, forecast: Trajectory) -> Trajectory:
+    """The frames of `truth` at the times of `forecast`."""
+    start = round((forecast.time - truth.time) / truth.dt)
+    late = abs(truth.time + start * truth.dt - forecast.time) > 1e-3 * abs(truth.dt)
+    if late or start < 0 or start + forecast.num_frames > truth.num_frames:
+        last = truth.time + (truth.num_frames - 1) * truth.dt
+        raise ValueError(
+            f"expected a truth with the {forecast.num_frames} frames from time {forecast.time:g} on, "
+            f"found frames from {truth.time:g} to {last:g} every {truth.dt:g}"
+        )
+    return truth.frames(start, start + forecast.num_frames)
+
+
+def processor_for(config: WalrusConfig) -> WalrusProcessor:
+    """A processor with the vocabulary and the tokenization of a model configuration."""
+    return WalrusProcessor(
+        field2id=config.field2id,
+        tokens_per_axis=config.tokens_per_axis,
+        tokens_per_axis_3d=config.tokens_per_axis_3d,
+        jitter=config.jitter,
+        num_hidden_layers=config.num_hidden_layers,
+    )
+
+
+def _load_adapter(folder: Path, dtype: str | torch.dtype) -> tuple[Any, WalrusProcessor]:
+    try:
+        from peft import PeftConfig, PeftModel
+    except ImportError as error:
+        raise ImportError(f"{folder} holds an adapter: pip install 'walrus-hf[finetune]' to load it") from error
+    adapter = PeftConfig.from_pretrained(str(folder))
+    base = WalrusPipeline.from_pretrained(adapter.base_model_name_or_path, adapter.revision, dtype, "cpu")
+    own = (folder / "preprocessor_config.json").is_file()
+    processor = WalrusProcessor.from_pretrained(str(folder)) if own else base.processor
+    return PeftModel.from_pretrained(base.model, str(folder)), processor
+
+
+def _check_model_type(name: str, revision: str | None) -> None:
+    config, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
+    if config.get("model_type") != WalrusConfig.model_type:
+        raise ValueError(f"{name}: expected a checkpoint of model type 'walrus', found {config.get('model_type')!r}")

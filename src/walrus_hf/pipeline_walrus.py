@@ -59,7 +59,7 @@ class WalrusPipeline:
             model, processor = _load_adapter(folder, dtype)
         else:
             name = str(folder) if folder.exists() else str(name_or_path)
-            _check_model_type(name, revision)
+            check_model_type(name, revision)
             model = WalrusForPrediction.from_pretrained(name, revision=revision or "main", dtype=dtype)
             processor = WalrusProcessor.from_pretrained(name, revision=revision or "main")
         return cls(model.to(device), processor)
@@ -193,7 +193,16 @@ def _load_adapter(folder: Path, dtype: str | torch.dtype) -> tuple[Any, WalrusPr
     return PeftModel.from_pretrained(base.model, str(folder)), processor
 
 
-def _check_model_type(name: str, revision: str | None) -> None:
-    config, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
+def check_model_type(name: str, revision: str | None) -> None:
+    """`ValueError` for a checkpoint of another architecture, `OSError` where there is none."""
+    if Path(name).is_file():
+        raise ValueError(f"{name}: expected the folder of a checkpoint, found a file")
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(name, revision=revision or "main")
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{name}: expected a folder with a Walrus checkpoint or a Hub repository, found neither "
+            f"({str(error).splitlines()[0]})"
+        ) from error
     if config.get("model_type") != WalrusConfig.model_type:
         raise ValueError(f"{name}: expected a checkpoint of model type 'walrus', found {config.get('model_type')!r}")

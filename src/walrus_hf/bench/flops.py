@@ -1,0 +1,53 @@
+"""Floating point operations of one forward pass, by parts; what `info` and `bench` divide by time."""
+
+from __future__ import annotations
+
+import math
+
+from ..configuration_walrus import WalrusConfig
+from ..jitter import TokenizationPlan
+
+
+def forward_flops(
+    config: WalrusConfig, plan: TokenizationPlan, frames: int, channels: int, frames_to_keep: int = 0
+) -> dict[str, float]:
+    """Operations (two a multiply-add) of one sample, by part: encoder, linears, attention, decoder.
+
+    Args:
+        frames: input frames.
+        channels: fields and lifted components; constants and boundary flags are left out, being one frame's work.
+        frames_to_keep: as in the model: 0 forecasts after every frame.
+    """
+    width, inner, stem = config.hidden_size, config.intermediate_size, config.stem_hidden_size
+    tokens, keep, d = plan.num_tokens, frames_to_keep or frames, plan.ndim
+    first, second = config.patch_kernel_sizes
+    # Cells between the two convolution stages: tokens * s2, and the overlap of the second kernel.
+    middle = math.prod((t - 1) * s2 + second for t, (_, s2), n in zip(plan.tokens, plan.strides, plan.grid) if n > 1)
+    stem_work = 2 * middle * stem * channels * first**d
+    token_work = 2 * tokens * width * stem * second**d
+    layers, linears, attention = config.num_hidden_layers, 0.0, 0.0
+    for layer in range(layers):
+        kept = keep if layer == layers - 1 else frames
+        linears += 2 * tokens * (2 * width**2 * (frames + kept) + kept * (4 * width**2 + 3 * width * inner))
+        attention += 4 * kept * tokens * width * (tokens + frames)
+    return {
+        "encoder": frames * (stem_work + token_work),
+        "linears": linears,
+        "attention": attention,
+        "decoder": keep * (stem_work + token_work),
+    }
+
+
+def forward_bytes(
+    config: WalrusConfig, plan: TokenizationPlan, frames: int, channels: int, item_size: int = 4
+) -> dict[str, float]:
+    """Rough memory of one forecast step of one sample, by part: the encoder and a block do not peak together."""
+    second = config.patch_kernel_sizes[1]
+    middle = math.prod((t - 1) * s2 + second for t, (_, s2), n in zip(plan.tokens, plan.strides, plan.grid) if n > 1)
+    stream = frames * plan.num_tokens * item_size
+    fields = frames * channels * math.prod(plan.lengths) * item_size
+    return {
+        "fields": 6 * fields,  # state, scaled, padded, forecast and copies
+        "encoder": 3 * frames * middle * config.stem_hidden_size * item_size,
+        "block": stream * (8 * config.hidden_size + 3 * config.intermediate_size),
+    }

@@ -1,0 +1,130 @@
+"""`walrus-hf info`: versions, device, a model's size, and what a grid costs."""
+
+from __future__ import annotations
+
+import platform
+import time
+from importlib import metadata
+from typing import Annotated
+
+import typer
+
+from .options import Device, Revision, Tokens
+
+PACKAGES = (
+    "walrus-hf",
+    "torch",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "peft",
+    "h5py",
+    "numpy",
+    "xarray",
+    "exponax",
+)
+# Share of the matmul peak that a forward pass reaches (python -m walrus_hf.bench forward).
+EFFICIENCY = 0.6
+
+
+def info(
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Checkpoint; default: the 1.3B geometry.")] = None,
+    grid: Annotated[str | None, typer.Option(help="Cells along each axis, e.g. 256x256 or 64x64x64.")] = None,
+    boundaries: Annotated[
+        str, typer.Option(help="Kind of all axes, or one an axis, e.g. periodic,wall/open (low/high).")
+    ] = "periodic",
+    frames: Annotated[int | None, typer.Option(min=1, help="Input frames; default 6, for volumes 3.")] = None,
+    channels: Annotated[int, typer.Option(min=1, help="Field components.")] = 4,
+    tokens_per_axis: Tokens = None,
+    revision: Revision = None,
+    device: Device = None,
+) -> None:
+    """Show versions, device, parameter count, and for a grid its tokens, memory and time a step."""
+    import torch
+
+    from ..configuration_walrus import WalrusConfig
+    from ..modeling_walrus import WalrusForPrediction
+    from ..pipeline_walrus import check_model_type, processor_for
+
+    for package in PACKAGES:
+        try:
+            typer.echo(f"{package:14} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            typer.echo(f"{package:14} not installed")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = (
+        torch.cuda.get_device_name()
+        if device.startswith("cuda")
+        else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    )
+    typer.echo(f"{'python':14} {platform.python_version()}\n{'device':14} {device} ({name})")
+    if model is not None:
+        check_model_type(model, revision)
+        config = WalrusConfig.from_pretrained(model, revision=revision or "main")
+    else:
+        config = WalrusConfig()
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in WalrusForPrediction(config).parameters())
+    typer.echo(
+        f"\n{model or 'Walrus 1.3B (no checkpoint given)'}: {parameters:,} parameters, "
+        f"{config.num_hidden_layers} layers of width {config.hidden_size}, {config.vocab_size} names; "
+        f"{4 * parameters / 2**30:.2f} GiB in float32, {2 * parameters / 2**30:.2f} GiB in bfloat16"
+    )
+    if grid is None:
+        return
+    cells = _parse_grid(grid)
+    plan = processor_for(config).plan(cells, _parse_boundaries(boundaries, len(cells)), tokens_per_axis, seed=0)
+    frames = frames or (3 if plan.ndim == 3 else 6)
+    typer.echo(f"\n{plan}")
+    _print_costs(config, plan, frames, channels, parameters, device)
+
+
+def _print_costs(config, plan, frames: int, channels: int, parameters: int, device: str) -> None:
+    from ..bench.flops import forward_bytes, forward_flops
+
+    flops = forward_flops(config, plan, frames, channels, frames_to_keep=1)
+    memory = forward_bytes(config, plan, frames, channels)
+    total, rate = sum(flops.values()), _matmul_rate(device)
+    working = memory["fields"] + max(memory["encoder"], memory["block"])
+    typer.echo(
+        f"one forecast step, {frames} frames of {channels} components, float32:\n"
+        f"  {total / 1e9:,.0f} GFLOP ({', '.join(f'{part} {100 * n / total:.0f}%' for part, n in flops.items())})\n"
+        f"  about {(4 * parameters + working) / 2**30:.2f} GiB: weights {4 * parameters / 2**30:.2f}, "
+        f"working memory {working / 2**30:.2f}\n"
+        f"  about {total / rate / EFFICIENCY:.3g} s "
+        f"at {100 * EFFICIENCY:.0f}% of this device's {rate / 1e9:,.0f} GFLOP/s"
+    )
+
+
+def _matmul_rate(device: str) -> float:
+    """Float32 matrix products a second, measured now, in operations."""
+    import torch
+
+    n = 2048
+    a = torch.randn(n, n, device=device)
+    best = float("inf")
+    for _ in range(4):
+        begin = time.perf_counter()
+        (a @ a)[0, 0].item()  # reading a value waits for the device
+        best = min(best, time.perf_counter() - begin)
+    return 2 * n**3 / best
+
+
+def _parse_grid(grid: str) -> list[int]:
+    try:
+        cells = [int(n) for n in grid.lower().split("x")]
+    except ValueError:
+        cells = []
+    if not 1 <= len(cells) <= 3:
+        raise typer.BadParameter(f"expected cells such as 256x256, found {grid!r}", param_hint="--grid")
+    return cells
+
+
+def _parse_boundaries(text: str, axes: int) -> dict[str, tuple[str, str]]:
+    sides = [part.strip().split("/") for part in text.split(",")]
+    sides = sides * axes if len(sides) == 1 else sides
+    if len(sides) != axes or any(len(pair) > 2 for pair in sides):
+        raise typer.BadParameter(
+            f"expected one kind, or one for each of {axes} axes, found {text!r}", param_hint="--boundaries"
+        )
+    return {axis: (pair[0], pair[-1]) for axis, pair in zip("xyz", sides)}

@@ -1,0 +1,706 @@
+"""Read and write The Well's HDF5 files (https://github.com/PolymathicAI/the_well, docs/data_format.md).
+
+One file holds trajectories of one simulation code on one grid:
+
+    attributes             dataset_name, grid_type, n_spatial_dims, n_trajectories, simulation_parameters
+    dimensions/            spatial_dims=("x", "y"); time (T) or (B, T); one data set an axis, (N) or (B, N)
+    boundary_conditions/   groups with bc_type, associated_dims and a mask over those axes, True where the kind holds
+    scalars/               numbers of a trajectory; a `Trajectory` has no place for them
+    t0_fields/ t1_fields/ t2_fields/   scalars, vectors, tensors: ([B], [T], *grid, [d], [d])
+
+`save_well` adds three things that other readers pass over: the members of an ensemble forecast as `ensemble/<field>`
+(B, members, T, ...), the data set `trajectory_names`, and `dt` on `dimensions/time`. An obstacle mask is written as the
+constant scalar field `obstacle_mask`.
+
+Files come from the network and from full disks. So a file is checked before it is believed: nothing in it may lead to
+another file of the user, and no array is made on the word of a header alone. What these checks cannot stop is a file
+made to crash or stall the HDF5 library itself, which reads headers before we can.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import math
+import operator
+import os
+import re
+import secrets
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from walrus_hf.fields import BoundaryCondition, Trajectory, check_sides
+
+FIELD_GROUPS = ("t0_fields", "t1_fields", "t2_fields")
+OBSTACLE_MASK = "obstacle_mask"
+
+
+@dataclasses.dataclass(frozen=True)
+class WellInfo:
+    """What a file of The Well holds. `fields` and `constant_fields` give the rank: 0 scalar, 1 vector, 2 tensor."""
+
+    dataset_name: str
+    trajectories: int
+    frames: int
+    axes: tuple[str, ...]
+    grid: tuple[int, ...]
+    grid_type: str
+    fields: dict[str, int]
+    constant_fields: dict[str, int]
+    boundary_conditions: dict[str, tuple[BoundaryCondition, BoundaryCondition]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+    """One field in a file. `stored` is its shape over the axes, with 1 for an axis along which it does not vary."""
+
+    name: str
+    rank: int
+    dataset: Any
+    sample_varying: bool
+    time_varying: bool
+    stored: tuple[int, ...]
+
+
+# Reading
+
+
+def load_well(path: str | os.PathLike, trajectory: int = 0, start: int = 0, frames: int | None = None) -> Trajectory:
+    """One trajectory of a file of The Well, or a stretch of it; only the frames asked for are read.
+
+    Args:
+        path: a local file or a URL that fsspec knows: `hf://datasets/...`, `https://...`, `file://`, `memory://`.
+        trajectory: which trajectory of the file, from 0.
+        start: first frame, from 0.
+        frames: number of frames; None reads to the end.
+
+    Returns:
+        Vectors (T, *grid, d) and tensors (T, *grid, d, d) in the numbers' own type and units. Fields that do not vary
+        in time become constant fields, axes along which a field does not vary are filled up. A side of an axis that no
+        mask covers is open, as in The Well; a boundary over several axes counts as a wall only if all of the side is.
+        `dt` is the mean step of the frames read; unequal steps are warned about. The file's scalars are not read.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError, PermissionError: as the name says.
+        OSError: a URL that cannot be opened.
+        ImportError: a URL, and fsspec or its part for that protocol is not installed.
+        ValueError: anything else that is wrong with the file or with the stretch asked for.
+    """
+    for number in (trajectory, start, 0 if frames is None else frames):
+        operator.index(number)
+    with _open_well(path) as file:
+        axes, grid = _axes_and_grid(file)
+        count, available = _count_trajectories(file), _count_frames(file)
+        if not 0 <= trajectory < count:
+            raise ValueError(f"trajectory={trajectory}: expected 0 to {count - 1}, the file holds {count}")
+        if not 0 <= start < available:
+            raise ValueError(f"start={start}: expected 0 to {available - 1}, the trajectory has {available} frames")
+        stop = available if frames is None else start + frames
+        if not start < stop <= available:
+            raise ValueError(f"frames={frames}: expected 1 to {available - start}, the frames left from frame {start}")
+
+        found = list(_stored_fields(file))
+        members = list(_stored_members(file, found))
+        _check_memory(found + members, grid, stop - start)
+        values = {field.name: _read_field(field, grid, trajectory, start, stop) for field in found}
+        obstacles = None
+        if any(field.name == OBSTACLE_MASK and field.rank == 0 and not field.time_varying for field in found):
+            obstacles = values.pop(OBSTACLE_MASK) != 0
+        varying = {field.name for field in found if field.time_varying}
+        time, dt = _time_and_step(file, trajectory, start, stop)
+        return Trajectory(
+            fields={name: array for name, array in values.items() if name in varying},
+            constant_fields={name: array for name, array in values.items() if name not in varying},
+            boundary_conditions=_boundary_conditions(file, trajectory),
+            axes=axes,
+            dt=dt,
+            time=time,
+            name=_trajectory_name(file, trajectory),
+            coordinates=_coordinates(file, trajectory),
+            obstacle_mask=obstacles,
+            ensemble={field.name: _native(field.dataset[trajectory, :, start:stop]) for field in members} or None,
+            grid_type=_text(file.attrs.get("grid_type", "cartesian")),
+        )
+
+
+def well_info(path: str | os.PathLike) -> WellInfo:
+    """What the file holds, without reading any field. Boundary conditions are those of the first trajectory.
+
+    Raises:
+        The errors of `load_well`.
+    """
+    with _open_well(path) as file:
+        axes, grid = _axes_and_grid(file)
+        found = list(_stored_fields(file))
+        return WellInfo(
+            dataset_name=_dataset_name(file),
+            trajectories=_count_trajectories(file),
+            frames=_count_frames(file),
+            axes=axes,
+            grid=grid,
+            grid_type=_text(file.attrs.get("grid_type", "cartesian")),
+            fields={field.name: field.rank for field in found if field.time_varying},
+            constant_fields={field.name: field.rank for field in found if not field.time_varying},
+            boundary_conditions=_boundary_conditions(file, trajectory=0),
+        )
+
+
+def time_step(times: np.ndarray, stated: float | None = None) -> float:
+    """Mean step of the times (T,); `stated` where a single time has no step, or where it is that mean but for rounding.
+
+    Raises:
+        ValueError: the times are not finite or do not grow.
+    """
+    if stated is not None and not math.isfinite(stated):
+        stated = None
+    if len(times) == 1:
+        return 1.0 if stated is None else stated
+    seconds = times.astype(np.float64)
+    steps = np.diff(seconds)
+    mean = float(seconds[-1] - seconds[0]) / len(steps)
+    # Rounding can make neighbours equal: only a step backwards, or none at all, is an error.
+    if not np.isfinite(steps).all() or (steps < 0).any() or mean == 0:
+        raise ValueError(f"time: expected finite times that grow from frame to frame, found {_shorten(times)}")
+    # Times kept in float32 differ by their rounding alone, which is large beside a small step at a late time.
+    eps = float(np.finfo(times.dtype).eps) if times.dtype.kind == "f" else 0.0
+    rounding = 2 * eps * float(np.abs(seconds).max())
+    if np.abs(steps - mean).max() > 1e-3 * mean + rounding:
+        warnings.warn(
+            f"time: steps from {steps.min():g} to {steps.max():g}, expected equal ones; dt is their mean {mean:g}",
+            stacklevel=4,
+        )
+    if stated is not None and abs(stated - mean) <= 1e-9 * mean + rounding / len(steps):
+        return stated
+    return mean
+
+
+@contextlib.contextmanager
+def _open_well(path: str | os.PathLike) -> Iterator[Any]:
+    """The open file, checked for references to other files; every error inside is one line that names the file."""
+    location = os.fspath(path)
+    with _open_source(location) as source:
+        try:
+            with h5py.File(source, "r") as file:
+                _refuse_other_files(file)
+                yield file
+        except PermissionError:
+            raise
+        except ValueError as error:
+            raise ValueError(f"{location}: {_one_line(error)}") from error
+        except Exception as error:  # h5py lets OSError, RuntimeError, KeyError and more out of a damaged file
+            raise ValueError(
+                f"{location}: expected a whole HDF5 file in The Well's format, found one that cannot be read "
+                f"({type(error).__name__}: {_one_line(error)}); download or write it again"
+            ) from error
+
+
+def _open_source(location: str) -> contextlib.AbstractContextManager[Any]:
+    """What h5py shall open: the local path itself, or the open remote file."""
+    if "://" not in location:
+        if os.path.isdir(location):
+            raise IsADirectoryError(f"{location}: expected an HDF5 file, found a directory; name one file in it")
+        if not os.path.isfile(location):
+            raise FileNotFoundError(f"{location}: expected an HDF5 file, found none; check the path")
+        return contextlib.nullcontext(location)
+    try:
+        import fsspec
+    except ImportError:
+        raise ImportError(f"{location}: reading from a URL needs fsspec: pip install 'walrus-hf[data]'") from None
+    try:
+        filesystem, path = fsspec.core.url_to_fs(location)
+        # HDF5 jumps between its index and the data: kept blocks save most of the requests.
+        return filesystem.open(path, "rb", cache_type="blockcache", block_size=4 * 2**20)
+    except ImportError:
+        raise  # fsspec says what this protocol needs
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{location}: expected an HDF5 file, found none; check the address") from None
+    except Exception as error:  # every protocol has its own
+        raise OSError(
+            f"{location}: expected an address that can be opened, found {type(error).__name__}: {_one_line(error)}; "
+            "check the address, the connection and your access rights"
+        ) from error
+
+
+def _refuse_other_files(file: Any) -> None:
+    """A downloaded file must not read the user's disk: refuse what HDF5 would follow into another file.
+
+    Only hard links are followed here. Soft links name a path in this file, which hard links reach as well.
+    """
+    groups, seen = [file["/"]], set()
+    while groups:
+        group = groups.pop()
+        address = h5py.h5o.get_info(group.id).addr
+        if address in seen:  # hard links can form a ring
+            continue
+        seen.add(address)
+        for name in group:
+            link = group.get(name, getlink=True)
+            where = f"{group.name.rstrip('/')}/{name}"
+            if isinstance(link, h5py.ExternalLink):
+                raise ValueError(f"{where}: expected data in this file, found a link into {link.filename!r}; {_COPY}")
+            if not isinstance(link, h5py.HardLink):
+                continue
+            item = group[name]
+            if isinstance(item, h5py.Group):
+                groups.append(item)
+            elif isinstance(item, h5py.Dataset):
+                # The layout is asked first: even the shape of a virtual data set may open its sources.
+                created = item.id.get_create_plist()
+                if created.get_layout() == h5py.h5d.VIRTUAL or created.get_external_count():
+                    raise ValueError(f"{where}: expected data in this file, found data kept in another file; {_COPY}")
+
+
+_COPY = "if you trust the file, copy the data into one file"
+
+
+def _axes_and_grid(file: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    for group in ("dimensions", "boundary_conditions", *FIELD_GROUPS):
+        if not isinstance(file.get(group), h5py.Group):
+            raise ValueError(
+                f"expected the groups of The Well's format, found no group {group!r}; write such files with save_well"
+            )
+    axes = _texts(file["dimensions"], "spatial_dims")
+    if not 1 <= len(axes) <= 3 or len(set(axes)) != len(axes) or "time" in axes:
+        raise ValueError(f"dimensions: expected 1 to 3 different spatial_dims, found {axes}")
+    return axes, tuple(_dimension(file, axis).shape[-1] for axis in axes)
+
+
+def _dimension(file: Any, name: str) -> Any:
+    """The data set `dimensions/<name>`, (N) or (B, N), B being the number of trajectories."""
+    dataset = _dataset(file["dimensions"], name)
+    _check_stored(dataset)
+    per_sample = _flag(dataset, "sample_varying")
+    if _flag(dataset, "time_varying", default=False):
+        raise ValueError(f"dimensions/{name}: expected a grid at rest, found one that changes in time")
+    lead = (_count_trajectories(file),) if per_sample else ()
+    if dataset.ndim != len(lead) + 1 or dataset.shape[:-1] != lead or not dataset.shape[-1]:
+        raise ValueError(
+            f"dimensions/{name}: expected shape (n) or, sample_varying, (trajectories, n), found {dataset.shape}"
+        )
+    return dataset
+
+
+def _count_trajectories(file: Any) -> int:
+    count = np.ravel(_attribute(file, "n_trajectories"))
+    if count.dtype.kind not in "iu" or len(count) != 1 or count[0] < 1:
+        raise ValueError(f"n_trajectories: expected a whole number of at least 1, found {_shorten(count)}")
+    return int(count[0])
+
+
+def _count_frames(file: Any) -> int:
+    return int(_dimension(file, "time").shape[-1])
+
+
+def _stored_fields(file: Any) -> Iterator[_Stored]:
+    """The fields of all three groups, their shapes checked against the axes."""
+    axes, grid = _axes_and_grid(file)
+    count, frames = _count_trajectories(file), _count_frames(file)
+    names: set[str] = set()
+    for rank, group in enumerate(FIELD_GROUPS):
+        for name in _texts(file[group], "field_names"):
+            if name in names:
+                raise ValueError(f"{group}/{name}: expected each field once, found it twice")
+            names.add(name)
+            dataset = _dataset(file[group], name)
+            sample_varying, time_varying = _flag(dataset, "sample_varying"), _flag(dataset, "time_varying")
+            varying = np.atleast_1d(np.asarray(_attribute(dataset, "dim_varying"), dtype=bool))
+            if varying.shape != (len(axes),):
+                raise ValueError(f"{dataset.name}: expected dim_varying for the axes {axes}, found {varying.tolist()}")
+            lead = (count,) * sample_varying + (frames,) * time_varying
+            kept = tuple(n if vary else 1 for n, vary in zip(grid, varying))
+            dropped = tuple(n for n, vary in zip(grid, varying) if vary)
+            components = (len(axes),) * rank
+            # The format's text drops the axes along which a field does not vary, its reader wants them with size 1.
+            if dataset.shape not in ((*lead, *kept, *components), (*lead, *dropped, *components)):
+                raise ValueError(
+                    f"{dataset.name}: expected shape {(*lead, *kept, *components)} (one component an axis), "
+                    f"found {dataset.shape}"
+                )
+            yield _Stored(name, rank, dataset, sample_varying, time_varying, kept)
+
+
+def _stored_members(file: Any, found: list[_Stored]) -> Iterator[_Stored]:
+    """The members of an ensemble forecast, `ensemble/<field>` of shape (B, members, T, *grid, [d], [d])."""
+    _, grid = _axes_and_grid(file)
+    count, frames = _count_trajectories(file), _count_frames(file)
+    group = file.get("ensemble", {})
+    ranks = {field.name: field.rank for field in found if field.time_varying}
+    for name in group:
+        dataset = _dataset(group, name)
+        tail = (frames, *grid, *(len(grid),) * ranks.get(name, 0))
+        if name not in ranks or dataset.ndim < 3 or dataset.shape[:1] != (count,) or dataset.shape[2:] != tail:
+            raise ValueError(
+                f"{dataset.name}: expected the members of one of the fields {sorted(ranks)}, shape "
+                f"({count}, members, {str(tail)[1:]}, found {dataset.shape}"
+            )
+        yield _Stored(name, ranks[name], dataset, True, True, (dataset.shape[1], *grid))
+
+
+def _read_field(field: _Stored, grid: tuple[int, ...], trajectory: int, start: int, stop: int) -> np.ndarray:
+    """([T], *grid, [d], [d]) of one trajectory, the axes along which it does not vary filled up."""
+    index: tuple[Any, ...] = (trajectory,) * field.sample_varying + (slice(start, stop),) * field.time_varying
+    lead = (stop - start,) * field.time_varying
+    components = (len(grid),) * field.rank
+    values = field.dataset[index].reshape(*lead, *field.stored, *components)
+    return np.ascontiguousarray(np.broadcast_to(_native(values), (*lead, *grid, *components)))
+
+
+def _time_and_step(file: Any, trajectory: int, start: int, stop: int) -> tuple[float, float]:
+    dataset = _dimension(file, "time")
+    times = _read(dataset)[trajectory] if dataset.ndim == 2 else _read(dataset)
+    stated = dataset.attrs.get("dt")
+    stated = None if stated is None else float(np.ravel(stated)[trajectory if np.size(stated) > 1 else 0])
+    # One frame has no step of its own: take the step beside it.
+    around = times[start:stop] if stop - start > 1 else times[max(0, min(start, len(times) - 2)) :][:2]
+    return float(times[start]), time_step(around, stated)
+
+
+def _coordinates(file: Any, trajectory: int) -> dict[str, np.ndarray]:
+    coordinates = {}
+    for axis in _axes_and_grid(file)[0]:
+        dataset = _dimension(file, axis)
+        if not _flag(dataset, "cell_numbers", default=False):  # save_well had none to write
+            coordinates[axis] = _read(dataset)[trajectory] if dataset.ndim == 2 else _read(dataset)
+    return coordinates
+
+
+def _boundary_conditions(file: Any, trajectory: int) -> dict[str, tuple[BoundaryCondition, BoundaryCondition]]:
+    """Kinds of the low and the high side, read as The Well reads its masks; a side that no mask covers is open."""
+    axes, grid = _axes_and_grid(file)
+    sides = {axis: [BoundaryCondition.OPEN, BoundaryCondition.OPEN] for axis in axes}
+    for name, group in file["boundary_conditions"].items():
+        kind = BoundaryCondition.parse(_text(_attribute(group, "bc_type")))
+        dims = _texts(group, "associated_dims")
+        if not dims or not set(dims) <= set(axes):
+            raise ValueError(f"boundary {name!r}: expected associated_dims among the axes {axes}, found {dims}")
+        if _flag(group, "time_varying", default=False):
+            raise ValueError(f"boundary {name!r}: expected one that stays the same, found one that changes in time")
+        mask = _dataset(group, "mask")
+        shape = tuple(grid[axes.index(dim)] for dim in dims)
+        if _flag(group, "sample_varying", default=False):
+            shape = (_count_trajectories(file), *shape)
+        if mask.shape != shape:
+            raise ValueError(f"boundary {name!r}: expected a mask of shape {shape}, found {mask.shape}")
+        holds = _read(mask)[trajectory] if len(shape) > len(dims) else _read(mask)
+        whole = np.all if kind == BoundaryCondition.WALL else np.any
+        for position, dim in enumerate(dims):
+            for side, cell in enumerate((0, -1)):
+                if whole(holds.take(cell, axis=position)):
+                    sides[dim][side] = kind
+    for axis, (low, high) in sides.items():
+        check_sides(axis, low, high)
+    return {axis: (low, high) for axis, (low, high) in sides.items()}
+
+
+def _trajectory_name(file: Any, trajectory: int) -> str | None:
+    if "trajectory_names" not in file:
+        return f"{_dataset_name(file)}_{trajectory}"
+    return _text(file["trajectory_names"][trajectory]) or None
+
+
+def _dataset_name(file: Any) -> str:
+    return _text(file.attrs.get("dataset_name", "unnamed"))
+
+
+def _read(dataset: Any) -> np.ndarray:
+    """All of a small data set, checked first."""
+    _check_stored(dataset)
+    _refuse_too_large(dataset.name, math.prod(dataset.shape) * dataset.dtype.itemsize)
+    return _native(dataset[()])
+
+
+def _native(values: np.ndarray) -> np.ndarray:
+    """The same numbers in the byte order of this machine, which torch needs."""
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def _check_stored(dataset: Any) -> None:
+    """Refuse what is no array of real numbers, or a header that declares more than the file holds.
+
+    HDF5 reads what was never written as zeros, which would pass for data.
+    """
+    if dataset.shape is None or dataset.dtype.kind not in "biuf":
+        raise ValueError(f"{dataset.name}: expected an array of real numbers, found dtype {dataset.dtype}")
+    declared = math.prod(dataset.shape) * dataset.dtype.itemsize
+    if dataset.chunks:
+        chunks = math.prod(-(-n // size) for n, size in zip(dataset.shape, dataset.chunks))
+        whole = dataset.id.get_num_chunks() >= chunks
+    elif dataset.id.get_create_plist().get_layout() == h5py.h5d.COMPACT:
+        whole = dataset.id.get_storage_size() >= declared
+    else:
+        offset, size = dataset.id.get_offset(), dataset.file.id.get_filesize()
+        whole = not declared or (offset is not None and offset + declared <= size)
+        whole = whole and dataset.id.get_storage_size() >= declared
+    if not whole:
+        raise ValueError(
+            f"{dataset.name}: expected {declared} bytes for its shape {dataset.shape}, found fewer in the file; "
+            "download or write it again"
+        )
+
+
+def _check_memory(found: list[_Stored], grid: tuple[int, ...], frames: int) -> None:
+    """All fields must be stored as declared, and the frames asked for must fit into memory, filled up."""
+    total = 0
+    for field in found:
+        _check_stored(field.dataset)
+        cells = max(math.prod(grid), math.prod(field.stored)) * (frames if field.time_varying else 1)
+        total += cells * len(grid) ** field.rank * field.dataset.dtype.itemsize
+        total = max(total, math.prod(field.dataset.chunks or (0,)) * field.dataset.dtype.itemsize)
+    _refuse_too_large(f"{frames} frames", total)
+
+
+def _refuse_too_large(what: str, needed: int) -> None:
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on Windows
+        return
+    if needed > memory:
+        raise ValueError(
+            f"{what}: expected data that fits into memory ({memory / 2**30:.1f} GiB), found {needed / 2**30:.1f} GiB; "
+            "ask for fewer frames"
+        )
+
+
+def _dataset(group: Any, name: str) -> Any:
+    """The data set of that name right in the group: a name such as `a/b` must not walk through the file."""
+    if name not in list(group) or not isinstance(group[name], h5py.Dataset):
+        raise ValueError(f"{group.name}: expected a data set {name!r}, found none; the file is not whole")
+    return group[name]
+
+
+def _attribute(item: Any, name: str) -> Any:
+    if name not in item.attrs:
+        raise ValueError(f"{item.name}: expected the attribute {name!r} of The Well's format, found none")
+    return item.attrs[name]
+
+
+def _flag(item: Any, name: str, default: bool | None = None) -> bool:
+    value = _attribute(item, name) if default is None else item.attrs.get(name, default)
+    return bool(np.all(value))
+
+
+def _texts(item: Any, name: str) -> tuple[str, ...]:
+    value = _attribute(item, name)
+    return () if isinstance(value, h5py.Empty) else tuple(_text(part) for part in np.atleast_1d(value))
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _shorten(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# Writing
+
+
+def save_well(
+    trajectories: Trajectory | Sequence[Trajectory], path: str | os.PathLike, overwrite: bool = False
+) -> Path:
+    """Write one file in The Well's format; fields become float32, times and coordinates float64.
+
+    Args:
+        trajectories: one, or several with the same frames, grid, fields and boundary conditions.
+        path: the local file to write.
+        overwrite: replace a file that is there. It stays as it is until the new one is complete.
+
+    Returns:
+        The path.
+
+    Raises:
+        FileExistsError: the file is there and `overwrite` is False.
+        OSError: the folder is missing, the disk is full, ...; no part of a file is left.
+        ValueError: trajectories that do not fit into one file, or that the format or float32 cannot hold.
+    """
+    target = Path(path)
+    batch = [trajectories] if isinstance(trajectories, Trajectory) else list(trajectories)
+    if "://" in os.fspath(path):
+        raise ValueError(f"{os.fspath(path)}: expected a local path, found a URL; write locally, then upload the file")
+    _check_alike(batch)
+    for trajectory in batch:
+        _check_writable(trajectory)
+    if target.is_dir():
+        raise IsADirectoryError(f"{target}: expected the path of a file, found a directory; add a file name")
+    if target.exists() and not overwrite:
+        raise FileExistsError(f"{target}: expected no file, found one; pass overwrite=True to replace it")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{target}: expected an existing folder {target.parent}, found none; make it first")
+
+    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        with h5py.File(temporary, "x") as file:
+            _write(file, batch)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise OSError(error.errno or errno.EIO, _cannot_write(target, error)) from error
+    except RuntimeError as error:  # h5py raises it where closing fails
+        raise OSError(errno.EIO, _cannot_write(target, error)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
+
+
+def _cannot_write(target: Path, error: Exception) -> str:
+    return f"{target}: expected to write the file, found {_one_line(error)}; free space or choose another folder"
+
+
+def _check_alike(batch: list[Trajectory]) -> None:
+    if not batch:
+        raise ValueError("expected at least one trajectory to save, found none")
+    first = _in_common(batch[0])
+    for number, trajectory in enumerate(batch):
+        for what, found in _in_common(trajectory).items():
+            if found != first[what]:
+                raise ValueError(
+                    f"trajectory {number}: expected the {what} of the first trajectory, {first[what]}, found {found}; "
+                    "save it to a file of its own"
+                )
+
+
+def _in_common(trajectory: Trajectory) -> dict[str, Any]:
+    """What all trajectories of one file have in common."""
+    return {
+        "axes": trajectory.axes,
+        "number of frames": trajectory.num_frames,
+        "grid": trajectory.grid,
+        "grid type": trajectory.grid_type,
+        "boundary conditions": trajectory.boundary_ids(),
+        "fields and their ranks": {name: trajectory.rank(name) for name in trajectory.fields},
+        "constant fields and their ranks": {name: trajectory.rank(name) for name in trajectory.constant_fields},
+        "choice of an obstacle mask or none": trajectory.obstacle_mask is not None,
+        "axes with coordinates": sorted(trajectory.coordinates),
+        "ensemble": {name: np.shape(values) for name, values in (trajectory.ensemble or {}).items()},
+    }
+
+
+def _check_writable(trajectory: Trajectory) -> None:
+    names = [*trajectory.fields, *trajectory.constant_fields]
+    for name in (*names, *trajectory.axes):
+        if not name or "/" in name or name == "." or "\0" in name:
+            raise ValueError(f"{name!r}: expected a name that HDF5 can hold, without '/'; rename it")
+    if "time" in trajectory.axes:
+        raise ValueError(f"axes {trajectory.axes}: expected axes of space, found 'time'; rename it")
+    if OBSTACLE_MASK in names:
+        raise ValueError(f"field {OBSTACLE_MASK!r}: this name is kept for Trajectory.obstacle_mask; rename the field")
+    for axis, n, (low, high) in zip(trajectory.axes, trajectory.grid, trajectory.boundary_ids()):
+        if n == 1 and low != high:
+            raise ValueError(f"axis {axis!r}: one cell has one mask entry, which cannot hold two kinds of boundary")
+    time_step(_times(trajectory), trajectory.dt)  # a step that the times cannot hold could not be read back
+    for name, values in (trajectory.ensemble or {}).items():
+        if name not in trajectory.fields or np.shape(values)[1:] != trajectory.fields[name].shape:
+            raise ValueError(
+                f"ensemble[{name!r}]: expected (members, ...) of a field of the same name, found {np.shape(values)}"
+            )
+
+
+def _write(file: Any, batch: list[Trajectory]) -> None:
+    first = batch[0]
+    # The Well wants one name in a folder of files; simulations are told apart by a number at the end.
+    file.attrs["dataset_name"] = re.sub(r"_\d+$", "", first.name or "") or "unnamed"
+    file.attrs["grid_type"] = first.grid_type
+    file.attrs["n_spatial_dims"] = len(first.axes)
+    file.attrs["n_trajectories"] = len(batch)
+    file.attrs["simulation_parameters"] = _string_list([])
+    file["trajectory_names"] = _string_list([trajectory.name or "" for trajectory in batch])
+    file.create_group("scalars").attrs["field_names"] = _string_list([])
+    _write_dimensions(file.create_group("dimensions"), batch)
+    _write_boundaries(file.create_group("boundary_conditions"), first)
+    for rank, group in enumerate(FIELD_GROUPS):
+        _write_fields(file.create_group(group), batch, rank)
+    for name in first.ensemble or {}:
+        members = [trajectory.ensemble[name] for trajectory in batch if trajectory.ensemble]
+        _write_stack(file.require_group("ensemble"), name, members)
+
+
+def _write_dimensions(group: Any, batch: list[Trajectory]) -> None:
+    first = batch[0]
+    group.attrs["spatial_dims"] = _string_list(first.axes)
+    dataset = _write_dimension(group, "time", [_times(trajectory) for trajectory in batch])
+    steps = [float(trajectory.dt) for trajectory in batch]
+    dataset.attrs["dt"] = steps if dataset.attrs["sample_varying"] else steps[0]
+    for axis, n in zip(first.axes, first.grid):
+        given = axis in first.coordinates
+        positions = [trajectory.coordinates[axis] for trajectory in batch] if given else [np.arange(n)]
+        dataset = _write_dimension(group, axis, [np.asarray(cells, dtype=np.float64) for cells in positions])
+        dataset.attrs["time_varying"] = False
+        if not given:  # The Well wants coordinates; a reader must not take cell numbers for positions
+            dataset.attrs["cell_numbers"] = True
+
+
+def _times(trajectory: Trajectory) -> np.ndarray:
+    return trajectory.time + trajectory.dt * np.arange(trajectory.num_frames)
+
+
+def _write_dimension(group: Any, name: str, values: list[np.ndarray]) -> Any:
+    same = all(np.array_equal(values[0], other) for other in values)
+    dataset = group.create_dataset(name, data=values[0] if same else np.stack(values))
+    dataset.attrs["sample_varying"] = not same
+    return dataset
+
+
+def _write_boundaries(group: Any, trajectory: Trajectory) -> None:
+    """One mask for each axis and kind, True at the ends where the kind holds."""
+    for axis, n, sides in zip(trajectory.axes, trajectory.grid, trajectory.boundary_ids()):
+        for kind in sorted(set(sides)):
+            name = BoundaryCondition(kind).name
+            mask = np.zeros(n, dtype=bool)
+            mask[0] |= sides[0] == kind
+            mask[-1] |= sides[1] == kind
+            boundary = group.create_group(f"{axis}_{name.lower()}")
+            boundary.attrs["bc_type"] = name
+            boundary.attrs["associated_dims"] = _string_list([axis])
+            boundary.attrs["associated_fields"] = _string_list([])
+            boundary.attrs["sample_varying"] = False
+            boundary.attrs["time_varying"] = False
+            boundary["mask"] = mask
+
+
+def _write_fields(group: Any, batch: list[Trajectory], rank: int) -> None:
+    first = batch[0]
+    stacks = {name: [t.fields[name] for t in batch] for name in first.fields if first.rank(name) == rank}
+    constants = {
+        name: [t.constant_fields[name] for t in batch] for name in first.constant_fields if first.rank(name) == rank
+    }
+    if rank == 0 and first.obstacle_mask is not None:
+        constants[OBSTACLE_MASK] = [t.obstacle_mask for t in batch if t.obstacle_mask is not None]
+    group.attrs["field_names"] = _string_list([*stacks, *constants])
+    for name, values in {**stacks, **constants}.items():
+        constant = name in constants
+        same = constant and all(np.array_equal(values[0], other) for other in values)
+        dataset = _write_stack(group, name, values[:1] if same else values, stack=not same)
+        dataset.attrs["dim_varying"] = [True] * len(first.axes)
+        dataset.attrs["sample_varying"] = not same
+        dataset.attrs["time_varying"] = not constant
+        if rank == 2:
+            dataset.attrs["symmetric"] = dataset.attrs["antisymmetric"] = False
+
+
+def _write_stack(group: Any, name: str, values: list[np.ndarray], stack: bool = True) -> Any:
+    """Float32 (B, ...), written one trajectory after the other; without the B where `stack` is False."""
+    shape = np.shape(values[0])
+    dataset = group.create_dataset(name, shape=(len(values), *shape) if stack else shape, dtype=np.float32)
+    for number, array in enumerate(values):
+        try:
+            with np.errstate(over="raise"):
+                dataset[number if stack else ()] = np.asarray(array).astype(np.float32, copy=False)
+        except FloatingPointError:
+            raise ValueError(
+                f"field {name!r}: expected numbers that float32 can hold (3.4e38), found larger ones; rescale it"
+            ) from None
+    return dataset
+
+
+def _string_list(values: Sequence[str]) -> np.ndarray:
+    return np.array(list(values), dtype=h5py.string_dtype())

@@ -239,6 +239,15 @@ def test_a_shape_raised_in_the_bytes_of_the_header_is_refused(path):
     refuse(path, "expected")
 
 
+def test_data_placed_past_the_end_of_the_file_is_refused(path):
+    with h5py.File(path) as file:
+        offset, size = file["t0_fields/u"].id.get_offset(), file.id.get_filesize()
+    content = path.read_bytes()
+    assert content.count(struct.pack("<2Q", offset, 480)) == 1
+    path.write_bytes(content.replace(struct.pack("<2Q", offset, 480), struct.pack("<2Q", size - 100, 480)))
+    refuse(path, "found fewer in the file|cannot be read")  # recent HDF5 refuses it before we do
+
+
 def test_more_than_memory_holds_is_refused_before_it_is_read(path, monkeypatch):
     memory = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 3 * 5 * 4 * 4}
     monkeypatch.setattr(well.os, "sysconf", memory.__getitem__)

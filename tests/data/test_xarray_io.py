@@ -183,6 +183,14 @@ def test_a_foreign_byte_order_is_turned():
         (lambda d: d.assign(v=d["u"].expand_dims(member=2)), "variable 'v': expected the members"),
         (lambda d: d.assign(u=d["u"].expand_dims(member=2)), "variable 'u': expected the members"),
         (lambda d: d.assign(v_ensemble=d["u"].expand_dims(member=2)), "variable 'v_ensemble': expected the members"),
+        (
+            lambda d: d.assign(u_ensemble=d["u"].expand_dims(member=2, component=2)),
+            "variable 'u_ensemble': expected the members",
+        ),
+        (
+            lambda d: d.assign(k=d["u"].isel(time=0), k_ensemble=d["u"].isel(time=0).expand_dims(member=2)),
+            "variable 'k_ensemble': expected the members",
+        ),
         (lambda d: d.assign(label=(("x", "y"), [["a", "b"]] * 3)), "'label': expected real numbers"),
         (lambda d: d.assign_coords(time=["a", "b", "c"]), "coordinate 'time': expected numbers or datetime64"),
         (lambda d: d.assign_coords(time=[2.0, 1.0, 0.0]), "times that grow"),

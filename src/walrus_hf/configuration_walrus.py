@@ -78,8 +78,8 @@ class WalrusConfig(PreTrainedConfig):
 
     def validate_walrus(self):
         """Refuses geometries that would run and be wrong; called by [`PreTrainedConfig`] after every construction."""
-        if sorted(self.field2id.values()) != list(range(len(self.field2id))):
-            raise ValueError(f"field2id: expected the ids 0 to {len(self.field2id) - 1} once each, found {self.field2id}")
+        if sorted((self.field2id or {}).values()) != list(range(self.vocab_size)):
+            raise ValueError(f"field2id: expected the ids 0 to {self.vocab_size - 1} once each, found {self.field2id}")
         if self.hidden_size % self.num_attention_heads or self.hidden_size // self.num_attention_heads < 8:
             raise ValueError(
                 f"expected hidden_size to be num_attention_heads times a head size of at least 8, found "
@@ -97,7 +97,13 @@ class WalrusConfig(PreTrainedConfig):
     @property
     def vocab_size(self) -> int:
         """Names in the field vocabulary, the three flags included."""
-        return len(self.field2id)
+        return len(self.field2id or {})
+
+    @property
+    def flag_ids(self) -> list[int]:
+        """Vocabulary ids of the interior, wall and open flags."""
+        names = self.field2id or {}
+        return [names[name] for name in FLAG_NAMES]
 
     @property
     def head_dim(self) -> int:

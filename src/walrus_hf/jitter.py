@@ -6,12 +6,15 @@ outside of any compiled or checkpointed region; `pad_and_roll` and `unroll_and_c
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import warnings
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+import torch.utils._pytree as pytree
 from torch import Tensor
 
 from .fields import BoundaryCondition, check_sides
@@ -35,6 +38,8 @@ class TokenizationPlan:
         jitter: whether the padding leaves room for shifts.
         patch_shifts: cells by which the padded grid is rolled.
         layer_shifts: for each layer the tokens by which the token grid is rolled before it.
+
+    Plans that differ in their shifts alone share one compiled graph, see `traceable`.
     """
 
     grid: Triple
@@ -47,6 +52,18 @@ class TokenizationPlan:
     jitter: bool
     patch_shifts: Triple
     layer_shifts: tuple[Triple, ...]
+
+    # The same for `traceable`. Not fields: equality, hash and `dataclasses.asdict` are about the integers above.
+    _geometry: ClassVar[str] = ""
+    _shifts: ClassVar[Tensor | None] = None
+
+    def __post_init__(self) -> None:
+        if torch.compiler.is_dynamo_compiling():
+            return
+        geometry = [getattr(self, field.name) for field in dataclasses.fields(self)[:-2]]
+        object.__setattr__(self, "_geometry", repr(geometry))
+        shifts = torch.tensor([self.patch_shifts, *self.layer_shifts], dtype=torch.int64, device="cpu")
+        object.__setattr__(self, "_shifts", shifts)
 
     @property
     def ndim(self) -> int:
@@ -93,6 +110,19 @@ class TokenizationPlan:
                 f"padding {pads}, shift {self.patch_shifts[i]}"
             )
         return "\n".join(lines)
+
+
+# To `torch.export` a plan is a constant: the exported program carries its geometry and its shifts.
+pytree.register_pytree_node(
+    TokenizationPlan,
+    flatten_fn=lambda plan: ([], plan),
+    unflatten_fn=lambda _, plan: plan,
+    flatten_with_keys_fn=lambda plan: ([], plan),
+    serialized_type_name=f"{TokenizationPlan.__module__}.TokenizationPlan",
+    to_dumpable_context=lambda plan: repr(dataclasses.astuple(plan)),
+    from_dumpable_context=lambda text: TokenizationPlan(*ast.literal_eval(text)),
+)
+torch.serialization.add_safe_globals([TokenizationPlan])  # a saved program holds its example inputs
 
 
 def make_plan(
@@ -144,6 +174,12 @@ def make_plan(
     return with_shifts(plan, generator, patch_shifts, layer_shifts)
 
 
+# Chance and boundaries are read by the host: a compiler steps out of its graph for them, or refuses where it may not.
+make_plan_on_host = torch.compiler.disable(
+    make_plan, reason="a tokenization plan is made on the host: pass plan= to compile without graph breaks"
+)
+
+
 def with_shifts(
     plan: TokenizationPlan,
     generator: torch.Generator | None = None,
@@ -166,6 +202,24 @@ def with_shifts(
     )
 
 
+def traceable(plan: TokenizationPlan) -> TokenizationPlan:
+    """The plan as a graph of `torch.compile` may read it; outside of one, or made inside, the plan itself.
+
+    The compiler takes integers that change for sizes and makes symbols of them, which takes it minutes to trace. So the
+    geometry goes in as text, which is a constant (another geometry is another graph), and the shifts as a tensor (other
+    shifts are the same graph).
+    """
+    if not torch.compiler.is_dynamo_compiling() or plan._shifts is None:
+        return plan
+    patch_shifts, *layer_shifts = [tuple(row.unbind()) for row in plan._shifts.unbind()]
+    return TokenizationPlan(*[*_parse(plan._geometry), patch_shifts, tuple(layer_shifts)])
+
+
+@torch.compiler.assume_constant_result
+def _parse(geometry: str) -> Any:
+    return ast.literal_eval(geometry)
+
+
 def warn_unmeasured(plan: TokenizationPlan, warned: set[Triple]) -> None:
     """Warns once for each grid that the published table lacks; `warned` remembers the grids."""
     if not plan.published and plan.grid not in warned:
@@ -184,12 +238,14 @@ def pad_and_roll(x: Tensor, plan: TokenizationPlan) -> Tensor:
     for i in (2, 1, 0):  # F.pad counts from the last axis
         low, high = plan.zero_padding[i]
         # The roll of a zero-padded axis never reaches the data, so it is a shift of the padding.
-        shift = 0 if plan.periodic[i] else plan.patch_shifts[i]
+        shift = 0 if plan.periodic[i] or _traced(plan) else plan.patch_shifts[i]
         pads += [low + shift, high - shift]
     x = F.pad(x, pads) if any(pads) else x
     for i, (low, high) in enumerate(plan.wrap_padding):
-        if low + high:
+        if plan.periodic[i] and low + high:
             x = take_cyclic(x, i - 3, -low - plan.patch_shifts[i], plan.lengths[i] + low + high)
+        elif not plan.periodic[i] and _traced(plan):
+            x = take_cyclic(x, i - 3, -plan.patch_shifts[i], x.shape[i - 3])
     return x
 
 
@@ -200,7 +256,7 @@ def unroll_and_crop(y: Tensor, plan: TokenizationPlan) -> Tensor:
         if plan.periodic[i]:
             y = take_cyclic(y.narrow(i - 3, low, n), i - 3, shift, n)
         else:
-            y = y.narrow(i - 3, low + shift, n)
+            y = take_cyclic(y, i - 3, low + shift, n)
     return y
 
 
@@ -219,13 +275,20 @@ def boundary_flags(plan: TokenizationPlan, like: Tensor) -> Tensor:
         for side, start, width in ((0, 0, low), (1, size[i] - high, high)):
             flags[1 + plan.boundaries[i][side]].narrow(i, start, width).add_(1.0)
             flags[0].narrow(i, start, width).zero_()
-    rolled = [i for i in range(3) if not plan.periodic[i] and plan.patch_shifts[i]]
-    return torch.roll(flags, [plan.patch_shifts[i] for i in rolled], [i - 3 for i in rolled]) if rolled else flags
+    for i in range(3):
+        if not plan.periodic[i]:
+            flags = take_cyclic(flags, i - 3, -plan.patch_shifts[i], size[i])
+    return flags
 
 
-def take_cyclic(x: Tensor, dim: int, start: int, length: int) -> Tensor:
-    """`length` cells of a periodic axis from `start` on: roll, circular padding and cropping in one copy."""
+def take_cyclic(x: Tensor, dim: int, start: int | Tensor, length: int) -> Tensor:
+    """`length` cells of a periodic axis from `start` on: roll, circular padding and cropping in one copy.
+
+    A `start` that is a tensor (see `traceable`) gathers; the pieces of an integer are faster outside of a compiler.
+    """
     n = x.shape[dim]
+    if isinstance(start, Tensor):
+        return x.index_select(dim, (torch.arange(length, device=x.device) + start) % n)
     start %= n
     if start == 0 and length == n:
         return x
@@ -253,6 +316,10 @@ def fourier_resample(x: Tensor, size: Sequence[int]) -> Tensor:
             spectrum = spectrum * weight.view(-1, *[1] * (2 - i))
         x = torch.fft.irfft(spectrum, n=n, dim=dim) * (n / old)
     return x
+
+
+def _traced(plan: TokenizationPlan) -> bool:
+    return isinstance(plan.patch_shifts[0], Tensor)
 
 
 def _triple(values) -> Triple:

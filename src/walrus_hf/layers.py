@@ -188,9 +188,7 @@ class WalrusSpaceMixing(WalrusAttention):
             return list(learned.expand(3, -1))
         return [like.new_tensor(rotary_frequencies(self.num_frequencies))] * 3
 
-    def forward(
-        self, hidden_states: Tensor, positions: Sequence[Tensor], **kwargs
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, hidden_states: Tensor, positions: Sequence[Tensor], **kwargs) -> tuple[Tensor, Tensor | None]:
         """`(B, T, S, hidden)` -> the same, and the attention weights `(B * T, N, S, S)` where eager attention runs."""
         x = self.norm(hidden_states)
         table = rotary_table(self.frequencies(positions[0]), positions, self.head_dim)

@@ -17,7 +17,8 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -28,8 +29,10 @@ from .jitter import (
     boundary_flags,
     fourier_resample,
     make_plan,
+    make_plan_on_host,
     pad_and_roll,
     take_cyclic,
+    traceable,
     unroll_and_crop,
     warn_unmeasured,
     with_shifts,
@@ -159,7 +162,7 @@ class WalrusEncoder(nn.Module):
         self.norm2 = WalrusRMSNorm(config.hidden_size)
         self.act_fn = ACT2FN[config.hidden_act]
         self.state_names = config.vocab_size - len(FLAG_NAMES)
-        self.flag_ids = [config.field2id[name] for name in FLAG_NAMES]
+        self.flag_ids = config.flag_ids
 
     def forward(
         self,
@@ -209,7 +212,8 @@ class WalrusAbsolutePosition(nn.Module):
 
     def __init__(self, config: WalrusConfig):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(*config.absolute_position_shape, config.hidden_size))
+        shape = config.absolute_position_shape or ()
+        self.weight = nn.Parameter(torch.empty(*shape, config.hidden_size))
 
     def forward(self, tokens: Tensor, plan: TokenizationPlan) -> Tensor:
         if tuple(self.weight.shape[:3]) != plan.tokens:
@@ -252,7 +256,7 @@ class WalrusPreTrainedModel(PreTrainedModel):
     config_class = WalrusConfig
     base_model_prefix = "model"
     main_input_name = "field_values"
-    input_modalities = ("field_values",)
+    input_modalities = "field_values"
     supports_gradient_checkpointing = True
     _no_split_modules = ["WalrusEncoder", "WalrusBlock", "WalrusDecoder"]  # noqa: RUF012
     _supports_sdpa = True
@@ -303,7 +307,7 @@ class WalrusModel(WalrusPreTrainedModel):
 
     def __init__(self, config: WalrusConfig):
         super().__init__(config)
-        self.embeddings = WalrusEmbeddings(config)
+        self.embeddings: nn.Module = WalrusEmbeddings(config)
         self.absolute_position = WalrusAbsolutePosition(config) if config.absolute_position_shape else None
         last = max(config.num_hidden_layers - 1, 1)
         self.layers = nn.ModuleList(
@@ -344,7 +348,8 @@ class WalrusModel(WalrusPreTrainedModel):
                 raise ValueError("boundary_conditions: all samples of a batch must have the same boundaries")
         if patch_shifts is not None and not jitter and any(int(shift) for shift in patch_shifts):
             raise ValueError("patch_shifts were given with jitter=False: leave out one of the two")
-        plan = make_plan(
+        make = make_plan if boundary_conditions is None and not jitter else make_plan_on_host
+        plan = make(
             field_values.shape[3:], sides, self.config.tokens_per_axis, self.config.tokens_per_axis_3d, jitter,
             self.config.num_hidden_layers, strides, generator, patch_shifts, layer_shifts,
         )  # fmt: skip
@@ -368,7 +373,7 @@ class WalrusModel(WalrusPreTrainedModel):
         generator: torch.Generator | None = None,
         value_scales: Tensor | None = None,
         frames_to_keep: int = 0,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         r"""Encode fields and mix the tokens; arguments as in [`WalrusForPrediction`].
 
@@ -380,6 +385,7 @@ class WalrusModel(WalrusPreTrainedModel):
             plan = self.make_plan(
                 field_values, boundary_conditions, strides, jitter, patch_shifts, layer_shifts, generator
             )
+        plan = traceable(plan)
         _check_plan(plan, field_values, len(self.layers))
         if value_scales is None:
             value_scales = field_scales(field_values, self.config.scale_eps)
@@ -404,7 +410,7 @@ class WalrusModel(WalrusPreTrainedModel):
     def _network_input(self, x: Tensor, plan: TokenizationPlan) -> Tensor:
         if plan.resampled:
             x = fourier_resample(x, plan.lengths)
-        return x.to(self.embeddings.planar.norm1.weight.dtype)
+        return x.to(next(self.embeddings.parameters()).dtype)
 
     def _positions(self, plan: TokenizationPlan, like: Tensor) -> Iterator[list[Tensor]]:
         """For each layer the positions of the tokens along H, W and D, in [-1, 1].
@@ -417,7 +423,7 @@ class WalrusModel(WalrusPreTrainedModel):
         total = [0, 0, 0]
         for shifts in plan.layer_shifts[: len(self.layers)]:
             total = [(a + b) % n for a, b, n in zip(total, shifts, plan.tokens)]
-            yield [torch.roll(p, -shift) if shift else p for p, shift in zip(still, total)]
+            yield [take_cyclic(p, 0, shift, n) for p, shift, n in zip(still, total, plan.tokens)]
 
 
 class WalrusForPrediction(WalrusPreTrainedModel):
@@ -449,7 +455,7 @@ class WalrusForPrediction(WalrusPreTrainedModel):
         value_scales: Tensor | None = None,
         change_scales: Tensor | None = None,
         frames_to_keep: int = 0,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> WalrusPredictionOutput:
         r"""Forecast the frame after each input frame.
 
@@ -503,6 +509,7 @@ class WalrusForPrediction(WalrusPreTrainedModel):
             field_values, field_ids, constant_values=constant_values, constant_ids=constant_ids, plan=plan,
             value_scales=value_scales, frames_to_keep=frames_to_keep, **kwargs,
         )  # fmt: skip
+        plan = traceable(plan)
         if change_scales is None:
             change_scales = delta_scales(field_values, self.config.scale_eps)
         decoder = self.decoder["volumetric" if plan.ndim == 3 else "planar"]
@@ -549,7 +556,9 @@ class WalrusForPrediction(WalrusPreTrainedModel):
         No gradients are kept, drop path is off, and memory does not grow with `num_steps`.
         """
         state = accurate(field_values)
-        geometry = {name: kwargs.pop(name) for name in ("strides", "jitter", "patch_shifts", "layer_shifts") if name in kwargs}
+        geometry = {
+            name: kwargs.pop(name) for name in ("strides", "jitter", "patch_shifts", "layer_shifts") if name in kwargs
+        }
         for step in range(num_steps):
             with torch.no_grad():
                 if plan is None:
@@ -616,4 +625,4 @@ def _check_plan(plan: TokenizationPlan, field_values: Tensor, layers: int) -> No
         raise ValueError(f"plan: has shifts for {len(plan.layer_shifts)} layers, the model has {layers}")
 
 
-__all__ = ["WalrusForPrediction", "WalrusModel", "WalrusPredictionOutput", "WalrusPreTrainedModel"]
+__all__ = ["WalrusForPrediction", "WalrusModel", "WalrusPreTrainedModel", "WalrusPredictionOutput"]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from walrus_hf.data import well
-from walrus_hf.data.well import load_well, save_well, well_info
+from walrus_hf.data.well import load_well, well_info
+from walrus_hf.data.well_writer import save_well
 from walrus_hf.fields import BoundaryCondition, Trajectory
 
 GRIDS = [(7,), (6, 9), (3, 5, 4)]
@@ -435,7 +436,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
 import resource, signal
 import numpy as np
 from walrus_hf import fields
-from walrus_hf.data.well import save_well
+from walrus_hf.data.well_writer import save_well
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 trajectory = fields.Trajectory({{"u": np.ones((10, 100, 100))}}, {{"x": "wall", "y": "open"}})

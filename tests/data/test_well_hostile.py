@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from walrus_hf.data import well
-from walrus_hf.data.well import load_well, save_well, well_info
+from walrus_hf.data.well import load_well, well_info
+from walrus_hf.data.well_writer import save_well
 from walrus_hf.fields import Trajectory
 
 SECRET = np.arange(2 * 3 * 5 * 4, dtype=np.float32).reshape(2, 3, 5, 4)

@@ -1,4 +1,4 @@
-"""Read and write The Well's HDF5 files (https://github.com/PolymathicAI/the_well, docs/data_format.md).
+"""Read The Well's HDF5 files (https://github.com/PolymathicAI/the_well, docs/data_format.md).
 
 One file holds trajectories of one simulation code on one grid:
 
@@ -7,10 +7,6 @@ One file holds trajectories of one simulation code on one grid:
     boundary_conditions/   groups with bc_type, associated_dims and a mask over those axes, True where the kind holds
     scalars/               numbers of a trajectory; a `Trajectory` has no place for them
     t0_fields/ t1_fields/ t2_fields/   scalars, vectors, tensors: ([B], [T], *grid, [d], [d])
-
-`save_well` adds three things that other readers pass over: the members of an ensemble forecast as `ensemble/<field>`
-(B, members, T, ...), the data set `trajectory_names`, and `dt` on `dimensions/time`. An obstacle mask is written as the
-constant scalar field `obstacle_mask`.
 
 Files come from the network and from full disks. So a file is checked before it is believed: nothing in it may lead to
 another file of the user, and no array is made on the word of a header alone. What these checks cannot stop is a file
@@ -21,21 +17,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import math
 import operator
 import os
-import re
-import secrets
 import warnings
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import h5py
 import numpy as np
 
-from walrus_hf.fields import BoundaryCondition, Trajectory, check_sides
+from ..fields import BoundaryCondition, Trajectory, check_sides
 
 FIELD_GROUPS = ("t0_fields", "t1_fields", "t2_fields")
 OBSTACLE_MASK = "obstacle_mask"
@@ -66,9 +58,6 @@ class _Stored:
     sample_varying: bool
     time_varying: bool
     stored: tuple[int, ...]
-
-
-# Reading
 
 
 def load_well(path: str | os.PathLike, trajectory: int = 0, start: int = 0, frames: int | None = None) -> Trajectory:
@@ -166,7 +155,7 @@ def time_step(times: np.ndarray, stated: float | None = None) -> float:
     mean = float(seconds[-1] - seconds[0]) / len(steps)
     # Rounding can make neighbours equal: only a step backwards, or none at all, is an error.
     if not np.isfinite(steps).all() or (steps < 0).any() or mean == 0:
-        raise ValueError(f"time: expected finite times that grow from frame to frame, found {_shorten(times)}")
+        raise ValueError(f"time: expected finite times that grow from frame to frame, found {shorten(times)}")
     # Times kept in float32 differ by their rounding alone, which is large beside a small step at a late time.
     eps = float(np.finfo(times.dtype).eps) if times.dtype.kind == "f" else 0.0
     rounding = 2 * eps * float(np.abs(seconds).max())
@@ -192,11 +181,11 @@ def _open_well(path: str | os.PathLike) -> Iterator[Any]:
         except PermissionError:
             raise
         except ValueError as error:
-            raise ValueError(f"{location}: {_one_line(error)}") from error
+            raise ValueError(f"{location}: {one_line(error)}") from error
         except Exception as error:  # h5py lets OSError, RuntimeError, KeyError and more out of a damaged file
             raise ValueError(
                 f"{location}: expected a whole HDF5 file in The Well's format, found one that cannot be read "
-                f"({type(error).__name__}: {_one_line(error)}); download or write it again"
+                f"({type(error).__name__}: {one_line(error)}); download or write it again"
             ) from error
 
 
@@ -222,7 +211,7 @@ def _open_source(location: str) -> contextlib.AbstractContextManager[Any]:
         raise FileNotFoundError(f"{location}: expected an HDF5 file, found none; check the address") from None
     except Exception as error:  # every protocol has its own
         raise OSError(
-            f"{location}: expected an address that can be opened, found {type(error).__name__}: {_one_line(error)}; "
+            f"{location}: expected an address that can be opened, found {type(error).__name__}: {one_line(error)}; "
             "check the address, the connection and your access rights"
         ) from error
 
@@ -289,7 +278,7 @@ def _dimension(file: Any, name: str) -> Any:
 def _count_trajectories(file: Any) -> int:
     count = np.ravel(_attribute(file, "n_trajectories"))
     if count.dtype.kind not in "iu" or len(count) != 1 or count[0] < 1:
-        raise ValueError(f"n_trajectories: expected a whole number of at least 1, found {_shorten(count)}")
+        raise ValueError(f"n_trajectories: expected a whole number of at least 1, found {shorten(count)}")
     return int(count[0])
 
 
@@ -494,213 +483,10 @@ def _text(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _shorten(value: Any) -> str:
+def shorten(value: Any) -> str:
     text = " ".join(str(value).split())
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-# Writing
-
-
-def save_well(
-    trajectories: Trajectory | Sequence[Trajectory], path: str | os.PathLike, overwrite: bool = False
-) -> Path:
-    """Write one file in The Well's format; fields become float32, times and coordinates float64.
-
-    Args:
-        trajectories: one, or several with the same frames, grid, fields and boundary conditions.
-        path: the local file to write.
-        overwrite: replace a file that is there. It stays as it is until the new one is complete.
-
-    Returns:
-        The path.
-
-    Raises:
-        FileExistsError: the file is there and `overwrite` is False.
-        OSError: the folder is missing, the disk is full, ...; no part of a file is left.
-        ValueError: trajectories that do not fit into one file, or that the format or float32 cannot hold.
-    """
-    target = Path(path)
-    batch = [trajectories] if isinstance(trajectories, Trajectory) else list(trajectories)
-    if "://" in os.fspath(path):
-        raise ValueError(f"{os.fspath(path)}: expected a local path, found a URL; write locally, then upload the file")
-    _check_alike(batch)
-    for trajectory in batch:
-        _check_writable(trajectory)
-    if target.is_dir():
-        raise IsADirectoryError(f"{target}: expected the path of a file, found a directory; add a file name")
-    if target.exists() and not overwrite:
-        raise FileExistsError(f"{target}: expected no file, found one; pass overwrite=True to replace it")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"{target}: expected an existing folder {target.parent}, found none; make it first")
-
-    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        with h5py.File(temporary, "x") as file:
-            _write(file, batch)
-        os.replace(temporary, target)
-    except OSError as error:
-        raise OSError(error.errno or errno.EIO, _cannot_write(target, error)) from error
-    except RuntimeError as error:  # h5py raises it where closing fails
-        raise OSError(errno.EIO, _cannot_write(target, error)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return target
-
-
-def _cannot_write(target: Path, error: Exception) -> str:
-    return f"{target}: expected to write the file, found {_one_line(error)}; free space or choose another folder"
-
-
-def _check_alike(batch: list[Trajectory]) -> None:
-    if not batch:
-        raise ValueError("expected at least one trajectory to save, found none")
-    first = _in_common(batch[0])
-    for number, trajectory in enumerate(batch):
-        for what, found in _in_common(trajectory).items():
-            if found != first[what]:
-                raise ValueError(
-                    f"trajectory {number}: expected the {what} of the first trajectory, {first[what]}, found {found}; "
-                    "save it to a file of its own"
-                )
-
-
-def _in_common(trajectory: Trajectory) -> dict[str, Any]:
-    """What all trajectories of one file have in common."""
-    return {
-        "axes": trajectory.axes,
-        "number of frames": trajectory.num_frames,
-        "grid": trajectory.grid,
-        "grid type": trajectory.grid_type,
-        "boundary conditions": trajectory.boundary_ids(),
-        "fields and their ranks": {name: trajectory.rank(name) for name in trajectory.fields},
-        "constant fields and their ranks": {name: trajectory.rank(name) for name in trajectory.constant_fields},
-        "choice of an obstacle mask or none": trajectory.obstacle_mask is not None,
-        "axes with coordinates": sorted(trajectory.coordinates),
-        "ensemble": {name: np.shape(values) for name, values in (trajectory.ensemble or {}).items()},
-    }
-
-
-def _check_writable(trajectory: Trajectory) -> None:
-    names = [*trajectory.fields, *trajectory.constant_fields]
-    for name in (*names, *trajectory.axes):
-        if not name or "/" in name or name == "." or "\0" in name:
-            raise ValueError(f"{name!r}: expected a name that HDF5 can hold, without '/'; rename it")
-    if "time" in trajectory.axes:
-        raise ValueError(f"axes {trajectory.axes}: expected axes of space, found 'time'; rename it")
-    if OBSTACLE_MASK in names:
-        raise ValueError(f"field {OBSTACLE_MASK!r}: this name is kept for Trajectory.obstacle_mask; rename the field")
-    for axis, n, (low, high) in zip(trajectory.axes, trajectory.grid, trajectory.boundary_ids()):
-        if n == 1 and low != high:
-            raise ValueError(f"axis {axis!r}: one cell has one mask entry, which cannot hold two kinds of boundary")
-    time_step(_times(trajectory), trajectory.dt)  # a step that the times cannot hold could not be read back
-    for name, values in (trajectory.ensemble or {}).items():
-        if name not in trajectory.fields or np.shape(values)[1:] != trajectory.fields[name].shape:
-            raise ValueError(
-                f"ensemble[{name!r}]: expected (members, ...) of a field of the same name, found {np.shape(values)}"
-            )
-
-
-def _write(file: Any, batch: list[Trajectory]) -> None:
-    first = batch[0]
-    # The Well wants one name in a folder of files; simulations are told apart by a number at the end.
-    file.attrs["dataset_name"] = re.sub(r"_\d+$", "", first.name or "") or "unnamed"
-    file.attrs["grid_type"] = first.grid_type
-    file.attrs["n_spatial_dims"] = len(first.axes)
-    file.attrs["n_trajectories"] = len(batch)
-    file.attrs["simulation_parameters"] = _string_list([])
-    file["trajectory_names"] = _string_list([trajectory.name or "" for trajectory in batch])
-    file.create_group("scalars").attrs["field_names"] = _string_list([])
-    _write_dimensions(file.create_group("dimensions"), batch)
-    _write_boundaries(file.create_group("boundary_conditions"), first)
-    for rank, group in enumerate(FIELD_GROUPS):
-        _write_fields(file.create_group(group), batch, rank)
-    for name in first.ensemble or {}:
-        members = [trajectory.ensemble[name] for trajectory in batch if trajectory.ensemble]
-        _write_stack(file.require_group("ensemble"), name, members)
-
-
-def _write_dimensions(group: Any, batch: list[Trajectory]) -> None:
-    first = batch[0]
-    group.attrs["spatial_dims"] = _string_list(first.axes)
-    dataset = _write_dimension(group, "time", [_times(trajectory) for trajectory in batch])
-    steps = [float(trajectory.dt) for trajectory in batch]
-    dataset.attrs["dt"] = steps if dataset.attrs["sample_varying"] else steps[0]
-    for axis, n in zip(first.axes, first.grid):
-        given = axis in first.coordinates
-        positions = [trajectory.coordinates[axis] for trajectory in batch] if given else [np.arange(n)]
-        dataset = _write_dimension(group, axis, [np.asarray(cells, dtype=np.float64) for cells in positions])
-        dataset.attrs["time_varying"] = False
-        if not given:  # The Well wants coordinates; a reader must not take cell numbers for positions
-            dataset.attrs["cell_numbers"] = True
-
-
-def _times(trajectory: Trajectory) -> np.ndarray:
-    return trajectory.time + trajectory.dt * np.arange(trajectory.num_frames)
-
-
-def _write_dimension(group: Any, name: str, values: list[np.ndarray]) -> Any:
-    same = all(np.array_equal(values[0], other) for other in values)
-    dataset = group.create_dataset(name, data=values[0] if same else np.stack(values))
-    dataset.attrs["sample_varying"] = not same
-    return dataset
-
-
-def _write_boundaries(group: Any, trajectory: Trajectory) -> None:
-    """One mask for each axis and kind, True at the ends where the kind holds."""
-    for axis, n, sides in zip(trajectory.axes, trajectory.grid, trajectory.boundary_ids()):
-        for kind in sorted(set(sides)):
-            name = BoundaryCondition(kind).name
-            mask = np.zeros(n, dtype=bool)
-            mask[0] |= sides[0] == kind
-            mask[-1] |= sides[1] == kind
-            boundary = group.create_group(f"{axis}_{name.lower()}")
-            boundary.attrs["bc_type"] = name
-            boundary.attrs["associated_dims"] = _string_list([axis])
-            boundary.attrs["associated_fields"] = _string_list([])
-            boundary.attrs["sample_varying"] = False
-            boundary.attrs["time_varying"] = False
-            boundary["mask"] = mask
-
-
-def _write_fields(group: Any, batch: list[Trajectory], rank: int) -> None:
-    first = batch[0]
-    stacks = {name: [t.fields[name] for t in batch] for name in first.fields if first.rank(name) == rank}
-    constants = {
-        name: [t.constant_fields[name] for t in batch] for name in first.constant_fields if first.rank(name) == rank
-    }
-    if rank == 0 and first.obstacle_mask is not None:
-        constants[OBSTACLE_MASK] = [t.obstacle_mask for t in batch if t.obstacle_mask is not None]
-    group.attrs["field_names"] = _string_list([*stacks, *constants])
-    for name, values in {**stacks, **constants}.items():
-        constant = name in constants
-        same = constant and all(np.array_equal(values[0], other) for other in values)
-        dataset = _write_stack(group, name, values[:1] if same else values, stack=not same)
-        dataset.attrs["dim_varying"] = [True] * len(first.axes)
-        dataset.attrs["sample_varying"] = not same
-        dataset.attrs["time_varying"] = not constant
-        if rank == 2:
-            dataset.attrs["symmetric"] = dataset.attrs["antisymmetric"] = False
-
-
-def _write_stack(group: Any, name: str, values: list[np.ndarray], stack: bool = True) -> Any:
-    """Float32 (B, ...), written one trajectory after the other; without the B where `stack` is False."""
-    shape = np.shape(values[0])
-    dataset = group.create_dataset(name, shape=(len(values), *shape) if stack else shape, dtype=np.float32)
-    for number, array in enumerate(values):
-        try:
-            with np.errstate(over="raise"):
-                dataset[number if stack else ()] = np.asarray(array).astype(np.float32, copy=False)
-        except FloatingPointError:
-            raise ValueError(
-                f"field {name!r}: expected numbers that float32 can hold (3.4e38), found larger ones; rescale it"
-            ) from None
-    return dataset
-
-
-def _string_list(values: Sequence[str]) -> np.ndarray:
-    return np.array(list(values), dtype=h5py.string_dtype())

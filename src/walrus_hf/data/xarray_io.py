@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from walrus_hf.data.well import time_step
-from walrus_hf.fields import Trajectory
+from ..fields import Trajectory
+from .well import time_step
 
 TIME, MEMBER, OBSTACLE_MASK, ENSEMBLE_SUFFIX = "time", "member", "obstacle_mask", "_ensemble"
 COMPONENTS: tuple[tuple[str, ...], ...] = ((), ("component",), ("component_i", "component_j"))  # by rank

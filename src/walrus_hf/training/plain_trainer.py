@@ -23,7 +23,7 @@ from ..fields import Trajectory
 from ..modeling_walrus import WalrusForPrediction
 from ..pipeline_walrus import WalrusPipeline
 
-FRAMES, BATCH, LEARNING_RATE, WARMUP = 4, 8, 2e-3, 20
+FRAMES, BATCH, LEARNING_RATE, WARMUP = 4, 4, 2e-3, 20
 
 
 def load_scenarios(folder: Path) -> dict[str, list[Trajectory]]:
@@ -59,7 +59,7 @@ def main() -> None:
     scenarios = load_scenarios(arguments.data)
     # Ranks draw different windows, of the same scenario at each step.
     rng = np.random.default_rng([arguments.seed, accelerator.process_index])
-    model = WalrusForPrediction(WalrusConfig.tiny(drop_path_rate=0.0))
+    model = WalrusForPrediction(WalrusConfig.tiny(tokens_per_axis=8, drop_path_rate=0.0))
     pipe = WalrusPipeline(model)
     pipe.processor.context_frames = FRAMES
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=1e-4)

@@ -1,0 +1,35 @@
+# Two commands that set everything up: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+PIP = $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt
+
+.PHONY: demo test slow lint clean
+
+demo: $(VENV)/.demo
+	$(VENV)/bin/walrus-hf demo --output demo-output --overwrite
+
+test: $(VENV)/.test
+	$(VENV)/bin/python -m pytest
+
+slow: $(VENV)/.test
+	$(VENV)/bin/python -m pytest -m slow
+
+lint: $(VENV)/.test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+clean:
+	rm -rf $(VENV) demo-output
+
+$(VENV)/.venv:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.venv pyproject.toml constraints.txt
+	$(PIP) --editable '.[train,plot,sim]'
+	touch $@
+
+$(VENV)/.test: $(VENV)/.venv pyproject.toml constraints.txt
+	$(PIP) --editable '.[dev,oracle]'
+	touch $@

@@ -77,7 +77,7 @@ def rotary_frequencies(count: int) -> list[float]:
 
 
 def rotary_table(frequencies: Sequence[Tensor], positions: Sequence[Tensor], head_dim: int) -> Tensor:
-    """Complex factors `(S, 1, E // 2)` that turn adjacent pairs of channels by their axis' angle.
+    """Cosine and sine `(S, 1, E // 2, 2)` that turn adjacent pairs of channels by their axis' angle.
 
     Args:
         frequencies: one tensor `(F,)` for each of the axes H, W, D.
@@ -88,20 +88,25 @@ def rotary_table(frequencies: Sequence[Tensor], positions: Sequence[Tensor], hea
     grid = [len(p) for p in positions]
     parts = []
     for axis, (f, p) in enumerate(zip(frequencies, positions)):
-        angles = torch.outer(p, f)
-        turn = torch.polar(torch.ones_like(angles), angles)  # (n, F)
         shape = [1, 1, 1, len(f)]
         shape[axis] = len(p)
-        parts.append(turn.view(shape).expand(*grid, -1))
+        parts.append(torch.outer(p, f).view(shape).expand(*grid, -1))
     rest = head_dim // 2 - sum(len(f) for f in frequencies)
-    parts.append(torch.ones_like(parts[0][..., :1]).expand(*grid, rest))
-    return torch.cat(parts, -1).view(-1, 1, head_dim // 2)
+    parts.append(torch.zeros_like(parts[0][..., :1]).expand(*grid, rest))
+    angles = torch.cat(parts, -1).view(-1, 1, head_dim // 2)
+    return torch.stack([angles.cos(), angles.sin()], -1)
 
 
 def apply_rotary(x: Tensor, table: Tensor) -> Tensor:
     """`x`: `(..., S, N, E)`, adjacent channels being the real and imaginary part; float32 or better inside."""
     pairs = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2))  # (..., S, N, E // 2, 2)
-    return torch.view_as_real(torch.view_as_complex(pairs) * table).flatten(-2).to(x.dtype)
+    if torch.compiler.is_compiling():  # compilers know no complex numbers, and fuse this
+        real, imaginary = pairs.unbind(-1)
+        cosine, sine = table.unbind(-1)
+        turned = torch.stack([real * cosine - imaginary * sine, imaginary * cosine + real * sine], -1)
+    else:  # one pass over memory
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(table))
+    return turned.flatten(-2).to(x.dtype)
 
 
 class WalrusAttention(nn.Module):

@@ -251,6 +251,19 @@ class WalrusDecoder(nn.Module):
         return x.unflatten(0, (batch, frames))
 
 
+class WalrusDecoders(nn.Module):
+    """The decoders of planes and of volumes: one module, so that PEFT's `modules_to_save=["decoder"]` can name it."""
+
+    def __init__(self, config: WalrusConfig):
+        super().__init__()
+        self.planar = WalrusDecoder(config)
+        self.volumetric = WalrusDecoder(config)
+
+    def forward(self, tokens: Tensor, field_ids: Tensor, plan: TokenizationPlan) -> Tensor:
+        decoder = self.volumetric if plan.ndim == 3 else self.planar
+        return decoder(tokens, field_ids, plan)
+
+
 class WalrusPreTrainedModel(PreTrainedModel):
     config: WalrusConfig
     config_class = WalrusConfig
@@ -432,7 +445,7 @@ class WalrusForPrediction(WalrusPreTrainedModel):
     def __init__(self, config: WalrusConfig):
         super().__init__(config)
         self.model = WalrusModel(config)
-        self.decoder = nn.ModuleDict({"planar": WalrusDecoder(config), "volumetric": WalrusDecoder(config)})
+        self.decoder = WalrusDecoders(config)
         self.post_init()
 
     @can_return_tuple
@@ -512,8 +525,7 @@ class WalrusForPrediction(WalrusPreTrainedModel):
         plan = traceable(plan)
         if change_scales is None:
             change_scales = delta_scales(field_values, self.config.scale_eps)
-        decoder = self.decoder["volumetric" if plan.ndim == 3 else "planar"]
-        delta = unroll_and_crop(decoder(outputs.last_hidden_state, field_ids[0], plan), plan)
+        delta = unroll_and_crop(self.decoder(outputs.last_hidden_state, field_ids[0], plan), plan)
         if plan.resampled:
             delta = fourier_resample(delta, plan.grid)
         state = accurate(field_values[:, -frames_to_keep:])  # all frames where frames_to_keep is 0

@@ -74,7 +74,7 @@ def _simulate(output: Path) -> None:
     from tqdm.auto import tqdm
 
     from ..data import simulate
-    from ..data.well import save_well
+    from ..data.well_writer import save_well
 
     solvers = {"shear_flow": simulate.shear_flow, "gray_scott": simulate.gray_scott}
     for folder in ("data", "unseen"):

@@ -47,7 +47,8 @@ def forecast(
     overwrite: Overwrite = False,
 ) -> None:
     """Forecast a simulation and write it to a file, with a picture if wanted."""
-    from ..data.well import load_well, save_well, well_info
+    from ..data.well import load_well, well_info
+    from ..data.well_writer import save_well
 
     check_output(output, overwrite, (".hdf5", ".h5"))
     check_output(plot, overwrite, (".gif", ".mp4", ".png"))

@@ -41,7 +41,6 @@ from .layers import WalrusBlock, WalrusRMSNorm, WalrusSpaceMixing, WalrusTimeAtt
 from .normalization import accurate, delta_scales, field_scales, per_channel
 
 CONVOLUTIONS: tuple[Callable, ...] = (F.conv1d, F.conv2d, F.conv3d)
-TRANSPOSED_CONVOLUTIONS: tuple[Callable, ...] = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
 
 @dataclass
@@ -132,15 +131,14 @@ class WalrusTransposedConv(nn.Module):
         weight = self.weight if ids is None else self.weight.index_select(1, ids)
         bias = self.bias if ids is None or self.bias is None else self.bias.index_select(0, ids)
         axes = [i for i in range(3) if grid[i] > 1]
+        singles = [2 + i for i in range(3) if grid[i] == 1]
         lengths = [x.shape[2 + i] for i in axes]
         wraps = [-(-(self.kernel - strides[i]) // strides[i]) if periodic[i] else 0 for i in axes]
         for i, length, wrap in zip(axes, lengths, wraps):
             x = take_cyclic(x, i - 3, -wrap, length + 2 * wrap)
-        singles = [2 + i for i in range(3) if grid[i] == 1]
         if singles:
             weight, x = weight.mean(singles), x.squeeze(singles)
-        stride = [strides[i] for i in axes]
-        y = TRANSPOSED_CONVOLUTIONS[len(axes) - 1](x, weight, bias, stride=stride)
+        y = transposed_convolution(x, weight, bias, [strides[i] for i in axes])
         for axis in singles:
             y = y.unsqueeze(axis)
         for i, length, wrap in zip(axes, lengths, wraps):
@@ -148,6 +146,39 @@ class WalrusTransposedConv(nn.Module):
             size = length * strides[i] + (0 if exact else self.kernel - strides[i])
             y = y.narrow(i - 3, wrap * strides[i], size)
         return y
+
+
+def transposed_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, strides: Sequence[int]) -> Tensor:
+    """Transposed convolution over 1 to 3 axes as a convolution and a pixel shuffle, several times faster on a CPU.
+
+    Cell `s * i + p` of the result is the sum over m of `x[i - m] * weight[s * m + p]`: for each phase p an ordinary
+    convolution with every s-th value of the kernel. A kernel that s does not divide is filled up with zeros.
+
+    Args:
+        x: `(n, in, *space)`.
+        weight: `(in, out, *kernel)`, all kernel sides equal.
+
+    Returns:
+        `(n, out, ...)`, `m * s + M * s - s` cells long for an axis of m cells, where `M = ceil(kernel / s)`.
+    """
+    d = len(strides)
+    n, inputs, outputs, kernel = len(x), *weight.shape[:3]
+    taps = [-(-kernel // s) for s in strides]  # M
+    fill = [extra for s, m in zip(reversed(strides), reversed(taps)) for extra in (0, m * s - kernel)]
+    weight = F.pad(weight, fill) if any(fill) else weight
+    weight = weight.reshape(inputs, outputs, *[size for pair in zip(taps, strides) for size in pair])
+    weight = weight.flip([2 + 2 * i for i in range(d)])
+    # (in, out, M1, s1, M2, s2, ...) -> (out, s1, s2, ..., in, M1, M2, ...)
+    weight = weight.permute(1, *[3 + 2 * i for i in range(d)], 0, *[2 + 2 * i for i in range(d)])
+    weight = weight.reshape(outputs * math.prod(strides), inputs, *taps)
+    if bias is not None:
+        bias = bias.repeat_interleave(math.prod(strides))
+    y = CONVOLUTIONS[d - 1](x, weight, bias, padding=[m - 1 for m in taps])
+    space = y.shape[2:]
+    y = y.reshape(n, outputs, *strides, *space)
+    # (n, out, s1, s2, ..., i1, i2, ...) -> (n, out, i1, s1, i2, s2, ...)
+    y = y.permute(0, 1, *[axis for i in range(d) for axis in (2 + d + i, 2 + i)])
+    return y.reshape(n, outputs, *[s * m for s, m in zip(strides, space)])
 
 
 class WalrusEncoder(nn.Module):

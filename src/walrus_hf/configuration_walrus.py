@@ -70,7 +70,7 @@ class WalrusConfig(PreTrainedConfig):
         names = {str(name): int(i) for name, i in names.items()}
         for name in FLAG_NAMES:
             names.setdefault(name, max(names.values()) + 1)
-        self.field2id = names
+        self.field2id = dict(sorted(names.items(), key=lambda item: item[1]))  # config.json sorts by name
         self.patch_kernel_sizes = list(self.patch_kernel_sizes)
         if self.absolute_position_shape is not None:
             self.absolute_position_shape = list(self.absolute_position_shape)

@@ -34,6 +34,10 @@ class WalrusRMSNorm(nn.Module):
         return (x * (scale * weight)).to(x.dtype)
 
 
+class WalrusOutputLinear(nn.Linear):
+    """A linear map onto the token stream; a class of its own because it starts at `config.initializer_range`."""
+
+
 class WalrusDropPath(nn.Module):
     """Stochastic depth: drops the residual branch of whole samples in training (arXiv 1603.09382).
 
@@ -123,7 +127,7 @@ class WalrusAttention(nn.Module):
         self.q_proj = nn.Linear(width, width)
         self.k_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)
-        self.o_proj = nn.Linear(width, width, bias=output_bias)
+        self.o_proj = WalrusOutputLinear(width, width, bias=output_bias)
         self.q_norm = nn.LayerNorm(self.head_dim, eps=config.layer_norm_eps)
         self.k_norm = nn.LayerNorm(self.head_dim, eps=config.layer_norm_eps)
 
@@ -181,7 +185,7 @@ class WalrusSpaceMixing(WalrusAttention):
         super().__init__(config, output_bias=False)
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.down_proj = WalrusOutputLinear(config.intermediate_size, config.hidden_size)
         self.act_fn = ACT2FN[config.hidden_act]
         self.num_frequencies = self.head_dim // 4 // 2
         sets = {None: 0, "shared": 1, "per_axis": 3}[config.rope_learnable]

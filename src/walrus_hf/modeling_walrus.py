@@ -37,7 +37,7 @@ from .jitter import (
     warn_unmeasured,
     with_shifts,
 )
-from .layers import WalrusBlock, WalrusRMSNorm, WalrusSpaceMixing, WalrusTimeAttention, rotary_frequencies
+from .layers import WalrusBlock, WalrusOutputLinear, WalrusRMSNorm, WalrusSpaceMixing, rotary_frequencies
 from .normalization import accurate, delta_scales, field_scales, per_channel
 
 CONVOLUTIONS: tuple[Callable, ...] = (F.conv1d, F.conv2d, F.conv3d)
@@ -317,9 +317,12 @@ class WalrusPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """PyTorch's defaults, but output projections start at `initializer_range` of their usual size."""
         if isinstance(module, nn.Linear | WalrusStridedConv | WalrusTransposedConv):
-            bound = _uniform_bound(module.weight)
+            # kaiming_uniform(a=sqrt(5)), what nn.Linear and the convolutions draw from
+            bound = 1.0 / math.sqrt(module.weight[0].numel())
+            if isinstance(module, WalrusOutputLinear):
+                bound *= self.config.initializer_range
             init.uniform_(module.weight, -bound, bound)
-            if isinstance(module, nn.Linear | WalrusTransposedConv) and module.bias is not None:
+            if not isinstance(module, WalrusStridedConv) and module.bias is not None:
                 init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
@@ -330,20 +333,9 @@ class WalrusPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight)
         elif isinstance(module, WalrusAbsolutePosition):
             init.normal_(module.weight, std=5e-3)
-        elif isinstance(module, WalrusTimeAttention):
-            self._init_output(module.o_proj)
-        elif isinstance(module, WalrusSpaceMixing):
-            self._init_output(module.o_proj)
-            self._init_output(module.down_proj)
-            if module.rotary_frequencies is not None:
-                constants = torch.tensor(rotary_frequencies(module.num_frequencies))
-                init.copy_(module.rotary_frequencies, constants.expand_as(module.rotary_frequencies))
-
-    def _init_output(self, linear: nn.Linear) -> None:
-        bound = _uniform_bound(linear.weight) * self.config.initializer_range
-        init.uniform_(linear.weight, -bound, bound)
-        if linear.bias is not None:
-            init.uniform_(linear.bias, -bound, bound)
+        elif isinstance(module, WalrusSpaceMixing) and module.rotary_frequencies is not None:
+            constants = torch.tensor(rotary_frequencies(module.num_frequencies))
+            init.copy_(module.rotary_frequencies, constants.expand_as(module.rotary_frequencies))
 
 
 class WalrusModel(WalrusPreTrainedModel):
@@ -627,11 +619,6 @@ class WalrusForPrediction(WalrusPreTrainedModel):
         if num_steps < 1:
             raise ValueError(f"num_steps: expected at least 1, found {num_steps}")
         return torch.stack(list(self.rollout(field_values, field_ids, num_steps, **kwargs)), 1)
-
-
-def _uniform_bound(weight: Tensor) -> float:
-    # kaiming_uniform(a=sqrt(5)), what nn.Linear and the convolutions draw from
-    return 1.0 / math.sqrt(weight[0].numel())
 
 
 def _masked(x: Tensor, padded_channels: Tensor | None, obstacle_mask: Tensor | None) -> Tensor:

@@ -21,8 +21,12 @@ class BoundaryCondition(IntEnum):
     def parse(cls, value: Any) -> BoundaryCondition:
         """`"wall"`, `"open"`, `"periodic"` (any case), an id or a member; `ValueError` for anything else."""
         try:
-            return cls[value.upper()] if isinstance(value, str) else cls(int(value))
-        except (KeyError, ValueError, TypeError):
+            if isinstance(value, str):
+                return cls[value.upper()]
+            if int(value) != value:
+                raise ValueError
+            return cls(int(value))
+        except (KeyError, ValueError, TypeError, OverflowError):
             raise ValueError(
                 f"expected a boundary condition 'wall' (0), 'open' (1) or 'periodic' (2), found {value!r}"
             ) from None
@@ -181,15 +185,18 @@ class Trajectory:
 
     def _parse_boundary_conditions(self, given: Mapping[str, Any]) -> dict[str, tuple]:
         if not isinstance(given, Mapping) or set(given) != set(self.axes):
-            found = sorted(given) if isinstance(given, Mapping) else repr(given)
+            found = list(given) if isinstance(given, Mapping) else repr(given)
             raise ValueError(f"boundary_conditions: expected one entry for each axis of {self.axes}, found {found}")
         parsed = {}
         for axis in self.axes:
             sides = given[axis]
-            pair = (sides, sides) if isinstance(sides, str | int) else tuple(sides)
+            pair = (sides, sides) if isinstance(sides, str) or np.ndim(sides) == 0 else tuple(sides)
             if len(pair) != 2:
                 raise ValueError(f"boundary_conditions[{axis!r}]: expected one kind or (low, high), found {sides!r}")
-            low, high = BoundaryCondition.parse(pair[0]), BoundaryCondition.parse(pair[1])
+            try:
+                low, high = BoundaryCondition.parse(pair[0]), BoundaryCondition.parse(pair[1])
+            except ValueError as error:
+                raise ValueError(f"boundary_conditions[{axis!r}]: {error}") from None
             check_sides(axis, low, high)
             parsed[axis] = (low, high)
         return parsed

@@ -54,7 +54,8 @@ class WalrusProcessor(FeatureExtractionMixin):
         log_fields: own names of positive fields whose decimal logarithm the model reads and forecasts; the vocabulary
             name is then `log10_<name>` where there is one.
         global_scales: `{"rms": {field: value}, "rms_delta": {field: value}}` in the layout of The Well's `stats.yaml`,
-            a number or one a component; replaces the scales of the given frames, for models trained that way.
+            a number or one a component, by own names (of the logarithm for log fields); replaces the scales of the
+            given frames, for models trained that way.
     """
 
     model_input_names = [  # noqa: RUF012
@@ -111,7 +112,7 @@ class WalrusProcessor(FeatureExtractionMixin):
             seed: makes the shifts reproducible; None draws from torch's default generator.
 
         Raises:
-            ValueError: an axis of 2 to 7 cells, boundaries that do not fit the grid, a half-periodic axis.
+            ValueError: an axis of 2 to 7 cells, boundaries that do not fit the grid, a half-periodic axis, no tokens.
         """
         cells = [int(n) for n in grid]
         if not 1 <= len(cells) <= 3:
@@ -126,8 +127,8 @@ class WalrusProcessor(FeatureExtractionMixin):
         plan = make_plan(
             cells + [1] * missing,
             sides,
-            tokens_per_axis or self.tokens_per_axis,
-            tokens_per_axis or self.tokens_per_axis_3d,
+            self.tokens_per_axis if tokens_per_axis is None else tokens_per_axis,
+            self.tokens_per_axis_3d if tokens_per_axis is None else tokens_per_axis,
             self.jitter if jitter is None else jitter,
             self.num_hidden_layers,
             generator=None if seed is None else torch.Generator().manual_seed(seed),
@@ -183,10 +184,10 @@ class WalrusProcessor(FeatureExtractionMixin):
         """
         channels = self.channels(trajectory)
         values = prediction.detach().float().cpu().numpy()
-        if values.ndim != 6 or values.shape[2] != len(channels):
-            raise ValueError(
-                f"prediction: expected (members, steps, {len(channels)} channels, H, W, D), found {values.shape}"
-            )
+        lifted = (*trajectory.grid, *[1] * (3 - len(trajectory.grid)))
+        if values.ndim != 6 or values.shape[2:] != (len(channels), *lifted):
+            expected = f"(members, steps, {', '.join(map(str, (len(channels), *lifted)))})"
+            raise ValueError(f"prediction: expected {expected} for this trajectory, found {values.shape}")
         # (members, steps, channels, *grid)
         values = values.reshape(*values.shape[:3], *trajectory.grid)
         members = {
@@ -208,7 +209,7 @@ class WalrusProcessor(FeatureExtractionMixin):
         """
         found: list[Channel] = []
         axes = trajectory.axes
-        apart: dict[str, set[str]] = {}  # stem -> suffixes of components that were given as fields of their own
+        apart: dict[str, int] = {}  # stem -> rank of vectors and tensors whose components are fields of their own
         for field in trajectory.constant_fields if constant else trajectory.fields:
             log = field in self.log_fields
             name = self._vocabulary_name(field, log)
@@ -216,47 +217,54 @@ class WalrusProcessor(FeatureExtractionMixin):
             if rank:
                 found += self._vector_channels(name, field, rank, axes, log)
                 continue
-            stem, suffix = self._component_of(name, axes)
-            if suffix:
-                name = f"{stem}_{suffix}"
-                apart.setdefault(stem, set()).add(suffix)
+            stem, index = self._component_of(name, axes)
+            if stem:
+                name = self._component_names(stem, axes, len(index))[index]
+                apart[stem] = len(index)
             self._require(name, field, scalar=True)
             found.append(Channel(name, field, log=log))
         real = {channel.name for channel in found if channel.component is not None}
         found = [channel for channel in found if channel.component is not None or channel.name not in real]
-        for stem, suffixes in apart.items():
-            for parts in itertools.product(LETTERS, repeat=len(next(iter(suffixes)))):
-                suffix = "".join(parts)
-                if f"{stem}_{suffix}" in {channel.name for channel in found}:
-                    continue
-                if all(letter in LETTERS[: len(axes)] for letter in parts):
-                    raise ValueError(
-                        f"field {stem!r}: component {suffix!r} is missing, found {sorted(suffixes)} of a grid with "
-                        f"{len(axes)} axes; give all components, or the vector as one array (..., {len(axes)})"
-                    )
-                found.append(Channel(f"{stem}_{suffix}", f"{stem}_{suffix}", None))
+        for stem, rank in apart.items():
+            found += self._padding_of(stem, rank, axes, {channel.name for channel in found})
         names = [channel.name for channel in found]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"fields {', '.join(twice)}: given twice; every vocabulary name can be used once")
+            raise ValueError(
+                f"fields {', '.join(twice)}: given twice; the model reads every name of its vocabulary once, so rename "
+                "one of the two or leave it out"
+            )
         return found
 
     def _vocabulary_name(self, field: str, log: bool) -> str:
         name = self.field_names.get(field, field)
         return f"log10_{name}" if log and f"log10_{name}" in self.field2id else name
 
+    def _component_names(self, stem: str, axes: tuple[str, ...], rank: int) -> dict[tuple[int, ...], str]:
+        """Names of all components in 3D by their indices: `{(0,): "velocity_x", (1,): "velocity_y", ...}`.
+
+        Letters go by position, for `("x", "z")` planes too: the model knows an axis by its place. Curvilinear axes keep
+        their own names where the vocabulary has them.
+        """
+        suffixes, joint = tuple(LETTERS), ""
+        if not set(axes) <= set(LETTERS) and all(
+            f"{stem}_{'_'.join(parts)}" in self.field2id for parts in itertools.product(axes, repeat=rank)
+        ):
+            suffixes, joint = (*axes, *LETTERS[len(axes) :]), "_"
+        return {
+            index: f"{stem}_{joint.join(suffixes[i] for i in index)}"
+            for index in itertools.product(range(3), repeat=rank)
+        }
+
     def _vector_channels(self, name: str, field: str, rank: int, axes: tuple[str, ...], log: bool) -> list[Channel]:
         """Components in the order x, y, z; those that the grid lacks are padded where the vocabulary has them."""
-        suffixes = list(axes)
-        curvilinear = not set(axes) <= set(LETTERS) and all(
-            f"{name}_{'_'.join(parts)}" in self.field2id for parts in itertools.product(axes, repeat=rank)
-        )
-        if not curvilinear:
-            suffixes = list(LETTERS[: len(axes)])
-        suffixes += list(LETTERS[len(axes) :])
+        if name in self.field2id:
+            raise ValueError(
+                f"field {field!r}: expected a scalar (frames, {', '.join(axes)}), found "
+                f"{'a vector' if rank == 1 else 'a tensor'} with components behind the axes; cut them off or rename it"
+            )
         channels = []
-        for index in itertools.product(range(3), repeat=rank):
-            component = f"{name}_{('_' if curvilinear else '').join(suffixes[i] for i in index)}"
+        for index, component in self._component_names(name, axes, rank).items():
             if max(index) < len(axes):
                 self._require(component, field)
                 channels.append(Channel(component, field, index, log))
@@ -264,16 +272,39 @@ class WalrusProcessor(FeatureExtractionMixin):
                 channels.append(Channel(component, field, None))
         return channels
 
-    def _component_of(self, name: str, axes: tuple[str, ...]) -> tuple[str, str]:
-        """`("velocity", "x")`, by position, for a component given as a field of its own; `("", "")` for a scalar."""
-        stem, _, suffix = name.rpartition("_")
-        whole = len(suffix) in (1, 2) and all(
-            f"{stem}_{''.join(parts)}" in self.field2id for parts in itertools.product(LETTERS, repeat=len(suffix))
-        )
-        if not stem or not whole or not set(suffix) <= set(LETTERS) or not set(axes) <= set(LETTERS):
-            return "", ""
-        order = [*axes, *(letter for letter in LETTERS if letter not in axes)]
-        return stem, "".join(LETTERS[order.index(letter)] for letter in suffix)
+    def _component_of(self, name: str, axes: tuple[str, ...]) -> tuple[str, tuple[int, ...]]:
+        """`("velocity", (0,))` for a component that is a field of its own; `("", ())` for a scalar."""
+        if set(axes) <= set(LETTERS):
+            order = [*axes, *(letter for letter in LETTERS if letter not in axes)]
+            stem, _, suffix = name.rpartition("_")
+            whole = len(suffix) in (1, 2) and all(
+                f"{stem}_{''.join(parts)}" in self.field2id for parts in itertools.product(LETTERS, repeat=len(suffix))
+            )
+            if stem and whole and set(suffix) <= set(LETTERS):
+                return stem, tuple(order.index(letter) for letter in suffix)
+            return "", ()
+        for i, axis in enumerate(axes):
+            stem = name.removesuffix(f"_{axis}")
+            if stem != name and self._component_names(stem, axes, 1)[i,] == name:
+                return stem, (i,)
+        return "", ()
+
+    def _padding_of(self, stem: str, rank: int, axes: tuple[str, ...], given: set[str]) -> list[Channel]:
+        """What lifting adds to a vector or tensor whose components are fields of their own."""
+        padding = []
+        for index, name in self._component_names(stem, axes, rank).items():
+            if name in given:
+                continue
+            if max(index) < len(axes):
+                missing = "".join(axes[i] for i in index)
+                raise ValueError(
+                    f"field {stem!r}: its component {missing!r} is missing; give all {len(axes) ** rank} components "
+                    f"on the axes {', '.join(axes)}, or one array with {len(axes)} components"
+                    + (" an index" if rank == 2 else "")
+                )
+            if name in self.field2id:
+                padding.append(Channel(name, stem, None))
+        return padding
 
     def _require(self, name: str, field: str, scalar: bool = False) -> None:
         if name in self.field2id and name not in FLAG_NAMES:
@@ -285,12 +316,13 @@ class WalrusProcessor(FeatureExtractionMixin):
                 "scalar: stack its components along a last axis"
             )
         stems = {known.rpartition("_")[0] for known in known if known.rpartition("_")[2] in (*LETTERS, "xx")}
-        near = difflib.get_close_matches(field, [*known, *stems], n=3, cutoff=0.5)
+        candidates = {candidate.lower(): candidate for candidate in [*known, *sorted(stems)]}
+        near = difflib.get_close_matches(self.field_names.get(field, field).lower(), candidates, n=3, cutoff=0.5)
         raise ValueError(
             f"unknown field {field!r}" + (f" (as {name!r})" if name != field else "")
             + f": expected one of the model's {len(known)} field names"
-            + (f", perhaps {' or '.join(repr(n) for n in near)}" if near else "")
-            + f"; map yours with field_names={{{field!r}: ...}}"
+            + (f", perhaps {' or '.join(repr(candidates[n]) for n in near)}" if near else "")
+            + f"; map it to one with field_names={{{field!r}: NAME}} (--field-name {field}=NAME), or leave it out"
         )  # fmt: skip
 
     def _ids(self, channels: list[Channel]) -> Tensor:
@@ -299,24 +331,32 @@ class WalrusProcessor(FeatureExtractionMixin):
     def _global(self, channels: list[Channel], kind: str) -> Tensor:
         scales = []
         for channel in channels:
-            value = np.asarray((self.global_scales or {}).get(kind, {}).get(channel.field, np.nan), dtype=np.float64)
             if channel.component is None:
-                value = np.asarray(1.0)  # zeros stay zeros
-            elif value.ndim:
+                scales.append(1.0)  # zeros stay zeros
+                continue
+            given = (self.global_scales or {}).get(kind, {}).get(channel.field)
+            value = np.asarray(np.nan if given is None else given, dtype=np.float64)
+            if value.ndim == len(channel.component) and all(i < n for i, n in zip(channel.component, value.shape)):
                 value = value[channel.component]
-            if not value > 0:
-                raise ValueError(f"global_scales[{kind!r}]: expected a positive scale for field {channel.field!r}")
+            if value.ndim or not 0 < value < np.inf:
+                raise ValueError(
+                    f"global_scales[{kind!r}]: expected for field {channel.field!r} a positive number or one for each "
+                    f"component, found {given}"
+                )
             scales.append(float(value))
         return torch.tensor([scales])
 
 
 def _sides(boundary_conditions: Mapping[str, Any] | Sequence | Tensor) -> list[tuple[int, ...]]:
+    if isinstance(boundary_conditions, str):
+        raise ValueError(f"boundary_conditions: expected one entry for each axis, found {boundary_conditions!r}")
     if isinstance(boundary_conditions, Mapping):
-        pairs = [(s, s) if isinstance(s, str | int) else tuple(s) for s in boundary_conditions.values()]
+        given = list(boundary_conditions.values())
     elif isinstance(boundary_conditions, Tensor | np.ndarray):
-        pairs = [tuple(pair) for pair in boundary_conditions.tolist()]
+        given = boundary_conditions.tolist()
     else:
-        pairs = [tuple(pair) for pair in boundary_conditions]
+        given = list(boundary_conditions)
+    pairs = [(sides, sides) if isinstance(sides, str | int) else tuple(sides) for sides in given]
     return [tuple(int(BoundaryCondition.parse(side)) for side in pair) for pair in pairs]
 
 
@@ -342,7 +382,10 @@ def _stack(channels: list[Channel], arrays: Mapping[str, np.ndarray], shape: tup
         if channel.log:
             smallest = values.min()
             if not smallest > 0:
-                raise ValueError(f"field {channel.field!r}: expected positive values for a logarithm, found {smallest}")
+                raise ValueError(
+                    f"field {channel.field!r}: expected positive values for a logarithm, found {smallest:g}; "
+                    "raise them to a small positive floor, or take the field out of log_fields"
+                )
             values = np.log10(values)
         stacked[:, i] = values
     return torch.from_numpy(_lift(stacked, len(shape) - 1))

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -49,19 +51,17 @@ class WalrusPipeline:
             device: where the model goes; None takes a GPU if there is one.
 
         Raises:
-            ValueError: a checkpoint of another model type.
-            OSError: nothing there, or unreadable.
+            ValueError: a checkpoint of another model type, a damaged or incomplete one, a device that is not there.
+            FileNotFoundError: neither a folder of that name nor a Hub repository that can be reached.
         """
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = usable_device(device)
         folder = Path(name_or_path).expanduser()
         if (folder / "adapter_config.json").is_file():
             model, processor = _load_adapter(folder, dtype)
         else:
             name = str(folder) if folder.exists() else str(name_or_path)
-            check_model_type(name, revision)
-            model = WalrusForPrediction.from_pretrained(name, revision=revision or "main", dtype=dtype)
-            processor = WalrusProcessor.from_pretrained(name, revision=revision or "main")
+            model = _load_model(name, revision or "main", dtype)
+            processor = _load_processor(name, revision or "main")
         return cls(model.to(device), processor)
 
     def save_pretrained(self, directory: str | Path) -> None:
@@ -74,7 +74,6 @@ class WalrusPipeline:
         self.model.push_to_hub(repo_id, **kwargs)
         self.processor.push_to_hub(repo_id, **kwargs)
 
-    @torch.no_grad()
     def predict(
         self,
         trajectory: Trajectory,
@@ -104,36 +103,38 @@ class WalrusPipeline:
         Raises:
             ValueError: fields, frames or a grid that the model cannot take.
         """
+        jitter = self.processor.jitter if jitter is None else jitter
         if prediction_length < 1 or ensemble_size < 1:
             raise ValueError(f"expected at least 1 step and 1 member, found {prediction_length} and {ensemble_size}")
         if trajectory.num_frames < 2:
             raise ValueError("expected at least 2 frames to forecast from (their change sets the scale), found 1")
-        if ensemble_size > 1 and not (self.processor.jitter if jitter is None else jitter):
+        if ensemble_size > 1 and not jitter:
             raise ValueError("ensemble_size: without jitter all members are equal; switch jitter on or ask for one")
         volume = sum(n > 1 for n in trajectory.grid) == 3
         context = self.processor.context_frames_3d if volume else self.processor.context_frames
         recent = trajectory.frames(max(trajectory.num_frames - context, 0))
         inputs = self.processor(recent).to(self.model.device)
         inputs.pop("boundary_conditions")  # the plan holds them
-        shape = inputs["field_values"].shape
-        forecast = np.full((ensemble_size, prediction_length, *shape[2:]), np.nan, dtype=np.float32)
-        bar = tqdm(total=ensemble_size * prediction_length, desc="forecast", unit="step", disable=not progress)
-        with bar:
+        grid = inputs["field_values"].shape[2:]
+        forecast = np.full((ensemble_size, prediction_length, *grid), np.nan, dtype=np.float32)
+        with tqdm(
+            total=forecast.shape[0] * forecast.shape[1], desc="forecast", unit="step", disable=not progress
+        ) as bar:
             for member in range(ensemble_size):
                 generator = None if seed is None else torch.Generator().manual_seed(seed + member)
                 draw = int(torch.randint(2**62, (1,), generator=generator))
-                plan = self.processor.plan(
-                    trajectory.grid, trajectory.boundary_conditions, tokens_per_axis, jitter, seed=draw
-                )
+                plan = self.processor.plan(recent.grid, recent.boundary_conditions, tokens_per_axis, jitter, draw)
                 steps = self.model.rollout(**inputs, num_steps=prediction_length, plan=plan, generator=generator)
                 for step, state in enumerate(steps):
                     # Each step leaves the device at once, so memory there does not grow with the steps.
-                    forecast[member, step] = state[0].float().cpu().numpy()
-                    bar.update()
-                    if not np.isfinite(forecast[member, step]).all():
-                        forecast[member, step:] = np.nan
-                        warnings.warn(f"the forecast is not finite from step {step + 1} on", stacklevel=2)
+                    values = state[0].float().cpu().numpy()
+                    if not np.isfinite(values).all():
+                        who = f" of member {member + 1}" if ensemble_size > 1 else ""
+                        message = f"the forecast{who} is not finite from step {step + 1} on; those frames are NaN"
+                        warnings.warn(message, stacklevel=2)
                         break
+                    forecast[member, step] = values
+                    bar.update()
         return self.processor.postprocess(torch.from_numpy(forecast), recent)
 
     def evaluate(
@@ -159,15 +160,17 @@ class WalrusPipeline:
 
 def matching_frames(truth: Trajectory, forecast: Trajectory) -> Trajectory:
     """The frames of `truth` at the times of `forecast`."""
+    steps = forecast.num_frames
     start = round((forecast.time - truth.time) / truth.dt)
-    late = abs(truth.time + start * truth.dt - forecast.time) > 1e-3 * abs(truth.dt)
-    if late or start < 0 or start + forecast.num_frames > truth.num_frames:
+    ends = truth.time + truth.dt * np.array([start, start + steps - 1])
+    apart = np.abs(ends - forecast.time - forecast.dt * np.array([0, steps - 1])).max()
+    if apart > 1e-2 * abs(truth.dt) or start < 0 or start + steps > truth.num_frames:
         last = truth.time + (truth.num_frames - 1) * truth.dt
         raise ValueError(
-            f"expected a truth with the {forecast.num_frames} frames from time {forecast.time:g} on, "
-            f"found frames from {truth.time:g} to {last:g} every {truth.dt:g}"
+            f"expected a truth with the forecast's {steps} frames from time {forecast.time:g} on, every "
+            f"{forecast.dt:g}; found frames from {truth.time:g} to {last:g}, every {truth.dt:g}"
         )
-    return truth.frames(start, start + forecast.num_frames)
+    return truth.frames(start, start + steps)
 
 
 def processor_for(config: WalrusConfig) -> WalrusProcessor:
@@ -181,28 +184,105 @@ def processor_for(config: WalrusConfig) -> WalrusProcessor:
     )
 
 
+def usable_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, or a GPU if there is one; `ValueError` for one that this machine lacks."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"device: expected one that this machine has, such as 'cpu', found {str(device)!r} ({_first_line(error)})"
+        ) from error
+
+
+def check_model_type(name: str, revision: str | None = None) -> None:
+    """`ValueError` for a checkpoint of another architecture, `FileNotFoundError` where there is none."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        raise ValueError(f"{name}: expected the folder of a checkpoint, found a file")
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ValueError(f"{name}: expected the folder of a checkpoint, found one without a config.json")
+    if not path.is_dir() and (path.is_absolute() or name[:1] in ("~", ".") or name.count("/") > 1):
+        raise FileNotFoundError(f"{name}: expected the folder of a checkpoint, found none; check the path")
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(name, revision=revision or "main")
+        found = config.get("model_type")
+    except (OSError, AttributeError, TypeError) as error:  # the latter two: JSON, but no mapping
+        if path.is_dir():
+            raise ValueError(f"{name}: expected a config.json with settings, found an unreadable one") from error
+        raise FileNotFoundError(
+            f"{name}: expected a folder or a Hub repository with a Walrus checkpoint, found no such folder and nothing "
+            f"on the Hub ({_first_line(error)}); check the name and the connection"
+        ) from error
+    if found != WalrusConfig.model_type:
+        raise ValueError(f"{name}: expected a checkpoint of model type 'walrus', found {found!r}")
+
+
+def _load_model(name: str, revision: str, dtype: str | torch.dtype) -> WalrusForPrediction:
+    """The model, with every weight from the checkpoint: transformers would fill missing ones with random numbers."""
+    check_model_type(name, revision)
+    try:
+        loaded: Any = WalrusForPrediction.from_pretrained(
+            name, revision=revision, dtype=dtype, use_safetensors=True, ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )  # fmt: skip
+    except (OSError, SafetensorError, StrictDataclassError) as error:
+        reason = _first_line(error.__cause__ or error)
+        raise ValueError(
+            f"{name}: expected a whole checkpoint of safetensors, found one that cannot be loaded ({reason}); "
+            "save or download it again"
+        ) from error
+    model, report = loaded
+    problems = [
+        f"{len(report[kind])} {kind.partition('_')[0]} such as {_weight_name(sorted(report[kind])[0])}"
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        if report[kind]
+    ]
+    if problems:
+        raise ValueError(
+            f"{name}: expected the weights that its config.json describes, found {'; '.join(problems)}; "
+            "save or download the folder again"
+        )
+    return model
+
+
+def _load_processor(name: str, revision: str) -> WalrusProcessor:
+    try:
+        return WalrusProcessor.from_pretrained(name, revision=revision)
+    except OSError as error:
+        raise ValueError(
+            f"{name}: expected a preprocessor_config.json beside the weights, found none that can be read; write it "
+            "with the save_pretrained of the model's WalrusProcessor"
+        ) from error
+
+
 def _load_adapter(folder: Path, dtype: str | torch.dtype) -> tuple[Any, WalrusProcessor]:
     try:
         from peft import PeftConfig, PeftModel
     except ImportError as error:
         raise ImportError(f"{folder} holds an adapter: pip install 'walrus-hf[finetune]' to load it") from error
-    adapter = PeftConfig.from_pretrained(str(folder))
-    base = WalrusPipeline.from_pretrained(adapter.base_model_name_or_path, adapter.revision, dtype, "cpu")
-    own = (folder / "preprocessor_config.json").is_file()
-    processor = WalrusProcessor.from_pretrained(str(folder)) if own else base.processor
-    return PeftModel.from_pretrained(base.model, str(folder)), processor
-
-
-def check_model_type(name: str, revision: str | None) -> None:
-    """`ValueError` for a checkpoint of another architecture, `OSError` where there is none."""
-    if Path(name).is_file():
-        raise ValueError(f"{name}: expected the folder of a checkpoint, found a file")
     try:
-        config, _ = PreTrainedConfig.get_config_dict(name, revision=revision or "main")
-    except OSError as error:
-        raise FileNotFoundError(
-            f"{name}: expected a folder with a Walrus checkpoint or a Hub repository, found neither "
-            f"({str(error).splitlines()[0]})"
+        adapter = PeftConfig.from_pretrained(str(folder))
+        base_name = adapter.base_model_name_or_path
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{folder}: expected an adapter_config.json of PEFT, found an unreadable one") from error
+    if not base_name:
+        raise ValueError(f"{folder}: expected the name of the base model in adapter_config.json, found none")
+    base = WalrusPipeline.from_pretrained(base_name, adapter.revision, dtype, "cpu")
+    own = (folder / "preprocessor_config.json").is_file()
+    processor = _load_processor(str(folder), "main") if own else base.processor
+    try:
+        return PeftModel.from_pretrained(base.model, str(folder)), processor
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"{folder}: expected an adapter for {base_name}, found one that cannot be loaded ({_first_line(error)})"
         ) from error
-    if config.get("model_type") != WalrusConfig.model_type:
-        raise ValueError(f"{name}: expected a checkpoint of model type 'walrus', found {config.get('model_type')!r}")
+
+
+def _weight_name(key: Any) -> str:
+    return key if isinstance(key, str) else str(key[0])  # mismatched ones come with their shapes
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
-import pickle
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -13,6 +14,8 @@ from typing import Any
 
 import torch
 import yaml
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import Tensor
 
 from .configuration_walrus import WalrusConfig
@@ -35,6 +38,10 @@ REQUIRED = {
     "model.processor.time_mixing.bias_type": "rel",
     "trainer.prediction_type": "delta",
 }
+# What a conversion writes: a folder that holds anything else is somebody's, and is never replaced.
+WRITTEN = re.compile(
+    r"config\.json|preprocessor_config\.json|README\.md|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+)
 
 
 def convert_checkpoint(
@@ -48,20 +55,18 @@ def convert_checkpoint(
     Args:
         checkpoint: the published `walrus.pt`, `{"app": {"model": state dict}}`.
         extended_config: the published `extended_config.yaml`.
-        output_dir: a new or empty folder, unless `overwrite`.
+        output_dir: a new or empty folder; with `overwrite` one of a former conversion is replaced.
 
     Returns:
         `output_dir`.
 
     Raises:
         ValueError: unreadable files, settings that are not implemented, tensors that are missing, surplus or misshapen.
-        FileExistsError: `output_dir` holds something and `overwrite` is off.
+        FileExistsError: `output_dir` holds something and `overwrite` is off, or something that no conversion wrote.
+        OSError: the disk is full or the folder cannot be written.
     """
-    checkpoint, output = Path(checkpoint), Path(output_dir)
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"{output}: expected a folder to write, found a file")
-    if output.is_dir() and any(output.iterdir()) and not overwrite:
-        raise FileExistsError(f"{output} is not empty; choose another folder or overwrite it with --overwrite")
+    checkpoint, output = Path(checkpoint), Path(output_dir).resolve()
+    _check_output(output, overwrite)
     settings = _read_settings(Path(extended_config))
     state_dict = _read_state_dict(checkpoint)
     config = walrus_config(settings, state_dict)
@@ -69,20 +74,53 @@ def convert_checkpoint(
     with torch.device("meta"):
         model = WalrusForPrediction(config)
     model.load_state_dict(converted, assign=True)
+    parameters = sum(p.numel() for p in model.parameters())
+    card = converted_card(config, checkpoint.name, _sha256(checkpoint), parameters)
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     try:
         model.save_pretrained(temporary)
         processor_for(config).save_pretrained(temporary)
-        card = converted_card(config, checkpoint.name, _sha256(checkpoint), sum(p.numel() for p in model.parameters()))
         (temporary / "README.md").write_text(card, encoding="utf-8")
         temporary.chmod(0o755)  # mkdtemp makes private folders
-        if output.is_dir():
-            shutil.rmtree(output)
-        os.replace(temporary, output)
+        _move_into_place(temporary, output)
+    except (OSError, SafetensorError) as error:
+        code = getattr(error, "errno", None) or errno.EIO
+        raise OSError(
+            code, f"{output}: expected to write the folder, found {error}; free space or choose another folder"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return output
+    return Path(output_dir)
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{output}: expected a folder to write, found a file")
+    found = sorted(file.name for file in output.iterdir()) if output.is_dir() else []
+    if found and not overwrite:
+        raise FileExistsError(f"{output} is not empty; choose another folder, or replace it with --overwrite")
+    foreign = [name for name in found if not WRITTEN.fullmatch(name)]
+    if foreign:
+        raise FileExistsError(
+            f"{output}: expected a folder of a former conversion to replace, found {foreign[0]!r} in it; "
+            "choose another folder"
+        )
+
+
+def _move_into_place(temporary: Path, output: Path) -> None:
+    """Replaces a former conversion, which stays where it is until the new one is there."""
+    if not output.exists():
+        os.replace(temporary, output)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{output.name}-old-", dir=output.parent))
+    os.replace(output, old)
+    try:
+        os.replace(temporary, output)
+    except OSError:
+        os.replace(old, output)
+        raise
+    shutil.rmtree(old)
 
 
 def walrus_config(settings: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> WalrusConfig:
@@ -90,30 +128,51 @@ def walrus_config(settings: Mapping[str, Any], state_dict: Mapping[str, Tensor])
     for path, expected in REQUIRED.items():
         found = _setting(settings, path)
         if found != expected:
-            raise ValueError(f"{path}: only {expected} is implemented, the checkpoint was trained with {found}")
-    heads = _setting(settings, "model.processor.space_mixing.num_heads")
-    if heads != _setting(settings, "model.processor.time_mixing.num_heads"):
-        raise ValueError("model.processor: expected as many heads in time as in space")
-    width = _setting(settings, "model.hidden_dim")
-    fused = _setting(settings, "model.processor.space_mixing.mlp_dim") or 4 * width
-    sets = [tensor for name, tensor in state_dict.items() if name.endswith("rotary_emb.freqs")]
-    learnable = None if all(_are_constants(tensor) for tensor in sets) else "shared"
+            raise ValueError(f"{path}: expected {expected}, which alone is implemented, found {found}")
+    heads = _whole(settings, "model.processor.space_mixing.num_heads")
+    if heads != _whole(settings, "model.processor.time_mixing.num_heads"):
+        raise ValueError("model.processor: expected as many heads in time_mixing as in space_mixing")
+    width = _whole(settings, "model.hidden_dim")
+    mlp = "model.processor.space_mixing.mlp_dim"
+    fused = 4 * width if _setting(settings, mlp) is None else _whole(settings, mlp)
+    vocabulary = _setting(settings, "data.field_index_map_override")
+    if not isinstance(vocabulary, Mapping):
+        raise ValueError(f"data.field_index_map_override: expected names with their ids, found {vocabulary!r}")
+    try:
+        return WalrusConfig(
+            hidden_size=width,
+            intermediate_size=fused // 2,  # the published number is the fused width of gate and value
+            num_hidden_layers=_whole(settings, "model.processor_blocks"),
+            num_attention_heads=heads,
+            stem_hidden_size=_whole(settings, "model.intermediate_dim"),
+            field2id=dict(vocabulary),
+            drop_path_rate=_number(settings, "model.drop_path"),
+            field_dropout=_number(settings, "model.input_field_drop"),
+            jitter=_setting(settings, "model.jitter_patches"),
+            rope_learnable=_rope_learnable(state_dict),
+            absolute_position_shape=_absolute_position_shape(state_dict),
+            scale_eps=_number(settings, "trainer.epsilon"),
+        )
+    except StrictDataclassError as error:
+        raise ValueError(f"the configuration file describes no Walrus: {error.__cause__ or error}") from error
+
+
+def _rope_learnable(state_dict: Mapping[str, Tensor]) -> str | None:
     if any(name.endswith("rotary_emb.freqs.0") for name in state_dict):
-        learnable = "per_axis"
-    return WalrusConfig(
-        hidden_size=width,
-        intermediate_size=fused // 2,  # the published number is the fused width of gate and value
-        num_hidden_layers=_setting(settings, "model.processor_blocks"),
-        num_attention_heads=heads,
-        stem_hidden_size=_setting(settings, "model.intermediate_dim"),
-        field2id=_setting(settings, "data.field_index_map_override"),
-        drop_path_rate=_setting(settings, "model.drop_path"),
-        field_dropout=_setting(settings, "model.input_field_drop"),
-        jitter=_setting(settings, "model.jitter_patches"),
-        rope_learnable=learnable,
-        absolute_position_shape=list(state_dict["ape"].shape[3:]) if "ape" in state_dict else None,
-        scale_eps=float(_setting(settings, "trainer.epsilon")),
-    )
+        return "per_axis"
+    sets = [tensor for name, tensor in state_dict.items() if name.endswith("rotary_emb.freqs")]
+    return None if all(_are_constants(tensor) for tensor in sets) else "shared"
+
+
+def _absolute_position_shape(state_dict: Mapping[str, Tensor]) -> list[int] | None:
+    if "ape" not in state_dict:
+        return None
+    shape = tuple(state_dict["ape"].shape)
+    if len(shape) != 6:
+        raise ValueError(
+            f"the checkpoint does not fit its configuration: misshapen: ape {shape} instead of (1, 1, hidden, H, W, D)"
+        )
+    return list(shape[3:])
 
 
 def published_names(config: WalrusConfig) -> dict[str, tuple[int, ...]]:
@@ -237,6 +296,8 @@ def _space_mixing(source: Mapping[str, Tensor], old: str, new: str, config: Walr
 
 
 def _are_constants(frequencies: Tensor) -> bool:
+    if frequencies.ndim != 1:
+        return False
     expected = torch.tensor(rotary_frequencies(len(frequencies)), dtype=torch.float64)
     # bfloat16 checkpoints hold the constants to three digits.
     return torch.allclose(frequencies.double(), expected, rtol=1e-2 if frequencies.dtype == torch.bfloat16 else 1e-5)
@@ -250,11 +311,13 @@ def _check_names(state_dict: Mapping[str, Tensor], expected: Mapping[str, tuple[
         for name, shape in expected.items()
         if name in state_dict and tuple(state_dict[name].shape) != shape
     ]
-    problems = [
-        f"{kind}: {', '.join(names)}"
-        for kind, names in (("missing", missing), ("surplus", surplus), ("misshapen", misshapen))
-        if names
+    whole = [
+        f"{name} of {state_dict[name].dtype}"
+        for name in expected
+        if name in state_dict and not state_dict[name].is_floating_point()
     ]
+    kinds = {"missing": missing, "surplus": surplus, "misshapen": misshapen, "not floating point": whole}
+    problems = [f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
     if problems:
         raise ValueError(f"the checkpoint does not fit its configuration: {'; '.join(problems)}")
 
@@ -268,7 +331,24 @@ def _setting(settings: Mapping[str, Any], path: str) -> Any:
     return value
 
 
+def _whole(settings: Mapping[str, Any], path: str) -> int:
+    value = _setting(settings, path)
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{path}: expected a whole number of at least 1, found {value!r}")
+    return value
+
+
+def _number(settings: Mapping[str, Any], path: str) -> float:
+    value = _setting(settings, path)
+    try:
+        return float(value)  # YAML reads 1e-5, without the point, as text
+    except (TypeError, ValueError):
+        raise ValueError(f"{path}: expected a number, found {value!r}") from None
+
+
 def _read_settings(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected the published extended_config.yaml, found no such file")
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -281,14 +361,19 @@ def _read_settings(path: Path) -> Mapping[str, Any]:
 def _read_state_dict(path: Path) -> Mapping[str, Tensor]:
     if path.is_dir():
         raise ValueError(f"{path}: expected the published walrus.pt, found a folder")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected the published walrus.pt, found no such file")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except FileNotFoundError:
+    except (OSError, MemoryError):
         raise
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # a damaged pickle fails in many ways
         reason = "it holds more than tensors" if "weights_only" in str(error) else "it is damaged or of another kind"
-        raise ValueError(f"{path}: expected a PyTorch checkpoint of plain tensors, but {reason}") from error
-    model = content.get("app", {}).get("model") if isinstance(content, Mapping) else None
+        raise ValueError(
+            f"{path}: expected a PyTorch checkpoint of plain tensors, but {reason}; download the published file again"
+        ) from error
+    app = content.get("app") if isinstance(content, Mapping) else None
+    model = app.get("model") if isinstance(app, Mapping) else None
     if not isinstance(model, Mapping) or not all(isinstance(t, Tensor) for t in model.values()):
         raise ValueError(f"{path}: expected a checkpoint {{'app': {{'model': state dict}}}}, found {_outline(content)}")
     return model
@@ -298,7 +383,7 @@ def _outline(content: Any) -> str:
     return (
         f"a mapping with {', '.join(map(repr, list(content)[:5]))}"
         if isinstance(content, Mapping)
-        else repr(type(content))
+        else f"a {type(content).__name__}"
     )
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from walrus_hf import WalrusForPrediction
 from walrus_hf.jitter import make_plan, unroll_and_crop
-from walrus_hf.modeling_walrus import transposed_convolution
+from walrus_hf.modeling_walrus import WalrusStridedConv, WalrusTransposedConv, transposed_convolution
 
 from .test_parity import VOCAB, parity_model
 
@@ -300,6 +300,25 @@ def test_transposed_convolutions_are_those_of_torch(dims, strides):
         )
         found = transposed_convolution(x, weight, bias, stride)[(..., *[slice(n) for n in expected.shape[2:]])]
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("single", [0, 1, 2])
+def test_along_a_single_cell_the_encoder_sums_its_kernel_and_the_decoder_averages_it(single):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 12, 17)
+    collapsed = [i == single for i in range(3)]
+    strides = [1 if alone else s for alone, s in zip(collapsed, (4, 2, 4))]
+    kept = [s for s, alone in zip(strides, collapsed) if not alone]
+    encoder, decoder = WalrusStridedConv(3, 5, 8), WalrusTransposedConv(3, 5, 8, bias=True)
+    for parameter in (*encoder.parameters(), *decoder.parameters()):
+        torch.nn.init.normal_(parameter)
+    found = encoder(x.unsqueeze(2 + single), strides, collapsed)
+    expected = F.conv2d(x, encoder.weight.sum(2 + single), stride=kept)
+    torch.testing.assert_close(found.squeeze(2 + single), expected, rtol=1e-4, atol=1e-4)
+    grid = [1 if alone else 48 for alone in collapsed]
+    found = decoder(x.unsqueeze(2 + single), strides, grid, [False] * 3, False)
+    expected = F.conv_transpose2d(x, decoder.weight.mean(2 + single), decoder.bias, stride=kept)
+    torch.testing.assert_close(found.squeeze(2 + single), expected, rtol=1e-4, atol=1e-4)
 
 
 # --- the compute dial and chance ---

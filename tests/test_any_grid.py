@@ -271,7 +271,6 @@ def test_without_overlapping_norms_the_seamless_decoder_changes_nothing(pair):
     torch.testing.assert_close(seamless, published, rtol=0, atol=1e-12)
 
 
-@pytest.mark.xfail(reason="the seamless decoder crops the padding of walls before it is un-rolled", strict=False)
 @pytest.mark.parametrize("jitter", [True, False])
 @pytest.mark.parametrize("grid", [(16, 24, 1), (33, 1, 1)], ids=str)
 def test_between_walls_the_seamless_decoder_is_the_published_one(grid, jitter):
@@ -394,7 +393,6 @@ def test_a_roll_of_periodic_data_and_a_patch_shift_are_the_same():
         torch.testing.assert_close(shifted, rolled.roll([-s for s in shift], (3, 4, 5)), rtol=0, atol=1e-10)
 
 
-@pytest.mark.xfail(reason="pad_and_roll rolls periodic axes only where they are wrapped around", strict=False)
 def test_a_roll_of_periodic_data_and_a_patch_shift_are_the_same_at_the_widest_strides():
     x, model = random_fields((96, 64, 1), dtype=torch.float64), strong_model(torch.float64)
     given = {"strides": ((8, 4), (8, 4), (1, 1)), "layer_shifts": [[0, 0, 0]] * 2}

@@ -18,7 +18,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from .fields import BoundaryCondition, check_sides
-from .strides import KERNELS, PUBLISHED_STRIDES, Strides, check_strides, choose_strides
+from .strides import KERNELS, PUBLISHED_STRIDES, Strides, check_strides, choose_strides, token_target
 
 Triple = tuple[int, int, int]
 
@@ -31,6 +31,7 @@ class TokenizationPlan:
         grid: cells of the data.
         boundaries: ids of the (low, high) side; singleton axes are periodic.
         lengths: cells that the network sees; other than `grid` only where a periodic axis is resampled.
+        target: tokens that were aimed at along each axis.
         strides: of the two convolution stages.
         zero_padding: cells of zeros (low, high), on non-periodic axes.
         wrap_padding: cells wrapped around (low, high), on periodic axes.
@@ -45,6 +46,7 @@ class TokenizationPlan:
     grid: Triple
     boundaries: tuple[tuple[int, int], ...]
     lengths: Triple
+    target: int
     strides: tuple[Strides, ...]
     zero_padding: tuple[tuple[int, int], ...]
     wrap_padding: tuple[tuple[int, int], ...]
@@ -92,8 +94,8 @@ class TokenizationPlan:
     def published(self) -> bool:
         """Whether the published model was trained with this tokenization (its stride table)."""
         return not self.resampled and all(
-            n == 1 or (n % patch == 0 and PUBLISHED_STRIDES.get(patch) == pair)
-            for n, patch, pair in zip(self.grid, self.patch_sizes, self.strides)
+            n == 1 or (n % self.target == 0 and PUBLISHED_STRIDES.get(n // self.target) == pair)
+            for n, pair in zip(self.grid, self.strides)
         )
 
     def __str__(self) -> str:
@@ -153,6 +155,7 @@ def make_plan(
         raise ValueError(f"expected a grid with at least one axis of 8 or more cells, found {cells}")
     sides = _check_boundaries(boundaries, cells)
     periodic = [low == BoundaryCondition.PERIODIC for low, _ in sides]
+    target = token_target(cells, tokens_per_axis, tokens_per_axis_3d)
     if strides is None:
         lengths, pairs = choose_strides(cells, periodic, tokens_per_axis, tokens_per_axis_3d)
     else:
@@ -167,7 +170,7 @@ def make_plan(
         wrap.append(_halves(overlap) if wraps else (0, 0))
         tokens.append((n + room) // (pair[0] * pair[1]))
     plan = TokenizationPlan(
-        grid=cells, boundaries=sides, lengths=_triple(lengths), strides=pairs, zero_padding=tuple(zero),
+        grid=cells, boundaries=sides, lengths=_triple(lengths), target=target, strides=pairs, zero_padding=tuple(zero),
         wrap_padding=tuple(wrap), tokens=_triple(tokens), jitter=jitter, patch_shifts=(0, 0, 0),
         layer_shifts=((0, 0, 0),) * num_layers,
     )  # fmt: skip
@@ -186,7 +189,7 @@ def with_shifts(
     patch_shifts: Sequence[int] | None = None,
     layer_shifts: Sequence[Sequence[int]] | None = None,
 ) -> TokenizationPlan:
-    """The same plan with newly drawn shifts, or with the given ones. Without jitter all shifts are zero."""
+    """The same plan with newly drawn shifts, or with the given ones; without jitter none are drawn."""
     if patch_shifts is None:
         patch_shifts = [_draw(*_shift_range(plan, i), 1, generator)[0] for i in range(3)]
     else:
@@ -195,8 +198,8 @@ def with_shifts(
     if layer_shifts is None:
         rolls = [plan.tokens[i] - 1 if plan.jitter and plan.periodic[i] else 0 for i in range(3)]
         layer_shifts = list(zip(*(_draw(0, high, layers, generator) for high in rolls)))
-    elif len(layer_shifts) != layers:
-        raise ValueError(f"layer_shifts: expected {layers} rows, one for each layer, found {len(layer_shifts)}")
+    else:
+        _check_layer_shifts(plan, layer_shifts)
     return dataclasses.replace(
         plan, patch_shifts=_triple(patch_shifts), layer_shifts=tuple(_triple(row) for row in layer_shifts)
     )
@@ -242,7 +245,7 @@ def pad_and_roll(x: Tensor, plan: TokenizationPlan) -> Tensor:
         pads += [low + shift, high - shift]
     x = F.pad(x, pads) if any(pads) else x
     for i, (low, high) in enumerate(plan.wrap_padding):
-        if plan.periodic[i] and low + high:
+        if plan.periodic[i] and plan.grid[i] > 1:  # also where the kernels do not overlap: the roll remains
             x = take_cyclic(x, i - 3, -low - plan.patch_shifts[i], plan.lengths[i] + low + high)
         elif not plan.periodic[i] and _traced(plan):
             x = take_cyclic(x, i - 3, -plan.patch_shifts[i], x.shape[i - 3])
@@ -376,6 +379,14 @@ def _check_patch_shifts(plan: TokenizationPlan, shifts: Sequence[int]) -> Triple
                 f"shift must lie between {1 - low} and {high - 1}; found {shift}"
             )
     return checked
+
+
+def _check_layer_shifts(plan: TokenizationPlan, shifts: Sequence[Sequence[int]]) -> None:
+    layers = len(plan.layer_shifts)
+    if len(shifts) != layers:
+        raise ValueError(f"layer_shifts: expected {layers} rows, one for each layer, found {len(shifts)}")
+    if any(shift and not wraps for row in shifts for shift, wraps in zip(row, plan.periodic)):
+        raise ValueError("layer_shifts: the token grid can be rolled along periodic axes only, expected 0 elsewhere")
 
 
 def _draw(low: int, high: int, count: int, generator: torch.Generator | None) -> list[int]:

@@ -278,7 +278,8 @@ class WalrusDecoder(nn.Module):
         x = self.proj2(x, first, plan.grid, wrapped, self.seamless, field_ids)
         if self.seamless:
             for i, (low, high) in enumerate(plan.wrap_padding):
-                x = take_cyclic(x, i - 3, 0, plan.lengths[i] + low + high)
+                if wrapped[i]:
+                    x = take_cyclic(x, i - 3, 0, plan.lengths[i] + low + high)
         return x.unflatten(0, (batch, frames))
 
 

@@ -87,6 +87,14 @@ def axis_strides(cells: int, periodic: bool, target: int) -> tuple[int, Strides]
     raise ValueError(f"no strides for a periodic axis of {cells} cells at {target} tokens; change tokens_per_axis")
 
 
+def token_target(grid: Sequence[int], tokens_per_axis: int, tokens_per_axis_3d: int) -> int:
+    """Tokens to aim at along each axis: `tokens_per_axis_3d` where all three axes have several cells."""
+    target = tokens_per_axis_3d if sum(n > 1 for n in grid) == 3 else tokens_per_axis
+    if target < 1:
+        raise ValueError(f"expected at least one token per axis, found {target}")
+    return target
+
+
 def choose_strides(
     grid: Sequence[int], periodic: Sequence[bool], tokens_per_axis: int = 32, tokens_per_axis_3d: int = 16
 ) -> tuple[tuple[int, ...], tuple[Strides, ...]]:
@@ -97,9 +105,7 @@ def choose_strides(
         periodic: whether each axis is periodic.
         tokens_per_axis: target for grids with one or two non-singleton axes, `tokens_per_axis_3d` for three.
     """
-    target = tokens_per_axis_3d if sum(n > 1 for n in grid) == 3 else tokens_per_axis
-    if target < 1:
-        raise ValueError(f"expected at least one token per axis, found {target}")
+    target = token_target(grid, tokens_per_axis, tokens_per_axis_3d)
     chosen = [axis_strides(n, is_periodic, target) for n, is_periodic in zip(grid, periodic, strict=True)]
     return tuple(length for length, _ in chosen), tuple(strides for _, strides in chosen)
 

@@ -304,8 +304,8 @@ def test_new_shifts_keep_the_geometry_of_a_plan():
     assert other != plan
     names = [f.name for f in dataclasses.fields(plan) if f.name not in ("patch_shifts", "layer_shifts")]
     assert all(getattr(other, name) == getattr(plan, name) for name in names)
-    fixed = with_shifts(plan, patch_shifts=(1, 2, 3), layer_shifts=[[1, 0, 2]] * 3)
-    assert (fixed.patch_shifts, fixed.layer_shifts) == ((1, 2, 3), ((1, 0, 2),) * 3)
+    fixed = with_shifts(plan, patch_shifts=(1, 2, 3), layer_shifts=[[0, 0, 2]] * 3)
+    assert (fixed.patch_shifts, fixed.layer_shifts) == ((1, 2, 3), ((0, 0, 2),) * 3)
 
 
 @pytest.mark.parametrize(
@@ -314,6 +314,7 @@ def test_new_shifts_keep_the_geometry_of_a_plan():
         ({"patch_shifts": (7, 0, 0)}, r"axis H is not periodic and has 7 and 7 cells .* between -6 and 6; found 7"),
         ({"patch_shifts": (-7, 0, 0)}, r"axis H .* between -6 and 6; found -7"),
         ({"layer_shifts": [[0, 0, 0]] * 2}, "layer_shifts: expected 3 rows, one for each layer, found 2"),
+        ({"layer_shifts": [[1, 0, 0]] * 3}, "layer_shifts: the token grid can be rolled along periodic axes only"),
     ],
 )
 def test_shifts_that_would_roll_data_around_a_wall_are_refused(shifts, message):

@@ -115,15 +115,19 @@ class WalrusPipeline:
         recent = trajectory.frames(max(trajectory.num_frames - context, 0))
         inputs = self.processor(recent).to(self.model.device)
         inputs.pop("boundary_conditions")  # the plan holds them
-        grid = inputs["field_values"].shape[2:]
-        forecast = np.full((ensemble_size, prediction_length, *grid), np.nan, dtype=np.float32)
-        with tqdm(
-            total=forecast.shape[0] * forecast.shape[1], desc="forecast", unit="step", disable=not progress
-        ) as bar:
-            for member in range(ensemble_size):
-                generator = None if seed is None else torch.Generator().manual_seed(seed + member)
-                draw = int(torch.randint(2**62, (1,), generator=generator))
-                plan = self.processor.plan(recent.grid, recent.boundary_conditions, tokens_per_axis, jitter, draw)
+        generators = [None if seed is None else torch.Generator().manual_seed(seed + i) for i in range(ensemble_size)]
+        plans = [
+            self.processor.plan(
+                recent.grid, recent.boundary_conditions, tokens_per_axis, jitter,
+                seed=int(torch.randint(2**62, (1,), generator=generator)),
+            )
+            for generator in generators
+        ]  # fmt: skip
+        shape = (ensemble_size, prediction_length, *inputs["field_values"].shape[2:])
+        forecast = np.full(shape, np.nan, dtype=np.float32)
+        bar = tqdm(total=ensemble_size * prediction_length, desc="forecast", unit="step", disable=not progress)
+        with bar:
+            for member, (plan, generator) in enumerate(zip(plans, generators)):
                 steps = self.model.rollout(**inputs, num_steps=prediction_length, plan=plan, generator=generator)
                 for step, state in enumerate(steps):
                     # Each step leaves the device at once, so memory there does not grow with the steps.

@@ -11,11 +11,7 @@ import warnings
 import typer
 from huggingface_hub.errors import StrictDataclassError
 
-from .convert import convert
-from .demo import demo
-from .evaluate import evaluate
-from .forecast import forecast
-from .info import info
+from . import convert, demo, evaluate, forecast, info
 
 app = typer.Typer(
     name="walrus-hf",
@@ -25,10 +21,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, forecast, evaluate, info, convert):
+for command in (demo.demo, forecast.forecast, evaluate.evaluate, info.info, convert.convert):
     app.command()(command)
 
-# What a user can mend; the rest of OSError (full disk, no permission, no network) is the machine's.
+# What a user can mend; the rest of OSError (full disk, no permission, a URL that does not answer) is the machine's.
 USER_ERRORS = (
     ValueError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, ImportError,
     StrictDataclassError,
@@ -37,9 +33,13 @@ USER_ERRORS = (
 
 def main() -> None:
     """Entry point `walrus-hf`: every expected failure is one line on stderr."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # a command shows its own
+    # A command shows its own progress bar, and its errors say what the libraries would log on the way.
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
     warnings.showwarning = _show_warning
     try:
         app()
@@ -47,10 +47,17 @@ def main() -> None:
         _fail(error, 2)
     except (OSError, MemoryError) as error:
         _fail(error, 1)
+    except RuntimeError as error:
+        if "memory" not in str(error):  # torch has no other name for a full memory
+            raise
+        _fail(error, 1)
 
 
 def _fail(error: BaseException, code: int) -> None:
-    typer.secho(f"error: {' '.join(str(error).split()) or type(error).__name__}", fg="red", err=True)
+    text = str(error)
+    if isinstance(error, MemoryError) or "out of memory" in text or "not enough memory" in text:
+        text = f"not enough memory; a smaller grid, --tokens-per-axis or --ensemble needs less ({text or 'no details'})"
+    typer.secho(f"error: {' '.join(text.split()) or type(error).__name__}", fg="red", err=True)
     sys.exit(code)
 
 

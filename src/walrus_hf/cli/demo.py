@@ -35,10 +35,7 @@ def demo(
         raise ImportError(f"the demo needs more packages: pip install 'walrus-hf[{','.join(missing)}]'")
     if output.is_file():
         raise ValueError(f"{output}: expected a folder, found a file")
-    if output.is_dir() and any(output.iterdir()):
-        if not overwrite:
-            raise FileExistsError(f"{output} is not empty; choose another folder or replace it with --overwrite")
-        _clear(output)
+    _clear(output, overwrite)
     begin = time.monotonic()
     _simulate(output)
     _train(output, minutes)
@@ -62,12 +59,24 @@ def demo(
     )
 
 
-def _clear(output: Path) -> None:
-    """Remove what a former demo wrote, and nothing else."""
-    for folder in ("data", "unseen", "model"):
-        shutil.rmtree(output / folder, ignore_errors=True)
-    for file in (*(f"{name}.gif" for name in SCENARIOS), "error_growth.png"):
-        (output / file).unlink(missing_ok=True)
+def _clear(output: Path, overwrite: bool) -> None:
+    """Remove what a former demo wrote; a folder that holds anything else is somebody's, and is left alone."""
+    found = sorted(output.iterdir()) if output.is_dir() else []
+    if found and not overwrite:
+        raise FileExistsError(
+            f"{output} is not empty; choose another folder, or replace a former demo with --overwrite"
+        )
+    written = {"data", "unseen", "model", "error_growth.png", *(f"{name}.gif" for name in SCENARIOS)}
+    foreign = [path.name for path in found if path.name not in written]
+    if foreign:
+        raise FileExistsError(
+            f"{output}: expected a former demo to replace, found {foreign[0]!r} in it; choose another folder"
+        )
+    for path in found:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _simulate(output: Path) -> None:

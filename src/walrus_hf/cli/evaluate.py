@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,18 +22,21 @@ from .options import (
     check_output,
     load_pipeline,
     print_table,
+    writing,
 )
 
 
 def evaluate(
     model: Model,
     data: Annotated[str, typer.Option("--data", "-d", help="Simulations in The Well's HDF5 format: a path or URL.")],
-    first: Annotated[int, typer.Option("--from", min=2, help="First frame to forecast (published protocol: 17).")] = 17,
+    first: Annotated[
+        int, typer.Option("--from", help="First frame to forecast, counted from 0 (published protocol: 17).")
+    ] = 17,
     steps: Annotated[
         int | None, typer.Option("--steps", "-n", min=1, help="Frames to forecast; default: to the end, at most 60.")
     ] = None,
-    trajectories: Annotated[int | None, typer.Option(min=1, help="Only the first ones of the file.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Every value, with the settings.")] = None,
+    trajectories: Annotated[int | None, typer.Option(min=1, help="How many of the file's; default: all.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for every value, with the settings.")] = None,
     seed: Seed = 0,
     jitter: Jitter = None,
     tokens_per_axis: Tokens = None,
@@ -49,17 +53,18 @@ def evaluate(
 
     check_output(json_file, overwrite, (".json",))
     found = well_info(data)
-    if first >= found.frames:
+    if found.frames < 3 or not 2 <= first < found.frames:
         raise ValueError(
-            f"--from {first}: expected a frame before the end of the file, which has {found.frames} frames"
+            f"--from {first}: expected a frame from 2 to {found.frames - 1}, with 2 frames before it to forecast from, "
+            f"found a file of {found.frames} frames; choose another --from or a longer simulation"
         )
     length = min(steps or 60, found.frames - first)
     if steps and length < steps:
-        raise ValueError(f"--steps {steps}: expected at most {found.frames - first} from frame {first} on")
+        raise ValueError(f"--steps {steps}: expected at most {length}, the frames of the file from frame {first} on")
     pipe = load_pipeline(model, revision, device, field_name)
     results: list[dict[str, Any]] = []
     for index in range(min(trajectories or found.trajectories, found.trajectories)):
-        start = max(first - pipe.processor.context_frames, 0)
+        start = max(first - max(pipe.processor.context_frames, pipe.processor.context_frames_3d), 0)
         whole = load_well(data, index, start, first - start + length)
         context = whole.frames(0, first - start)
         predicted = pipe.predict(context, length, seed=seed + index, jitter=jitter, tokens_per_axis=tokens_per_axis)
@@ -91,8 +96,25 @@ def evaluate(
             "model": model, "revision": revision, "data": data, "from": first, "steps": length, "seed": seed,
             "jitter": pipe.processor.jitter if jitter is None else jitter, "tokens_per_axis": tokens_per_axis,
         }  # fmt: skip
-        temporary = json_file.with_name(f".{json_file.name}.tmp")
-        text = json.dumps({"settings": settings, "median_vrmse": medians, "trajectories": results}, indent=1)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, json_file)
+        write_json(json_file, {"settings": settings, "median_vrmse": medians, "trajectories": results})
         typer.echo(f"wrote {json_file}")
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Under a temporary name, then moved; numbers that are not finite become null, which JSON can hold."""
+    text = json.dumps(_finite(content), indent=1, allow_nan=False)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with writing(path):
+            temporary.write_text(text + "\n", encoding="utf-8")
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

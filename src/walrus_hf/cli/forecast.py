@@ -17,8 +17,10 @@ from .options import (
     Seed,
     Tokens,
     check_output,
+    check_plot,
     load_pipeline,
     print_table,
+    writing,
 )
 
 
@@ -28,16 +30,16 @@ def forecast(
     output: Annotated[Path, typer.Option("--output", "-o", help="Forecast, in the same format (.hdf5).")],
     steps: Annotated[int, typer.Option("--steps", "-n", min=1, help="Frames to forecast.")] = 50,
     plot: Annotated[Path | None, typer.Option(help="Picture of the forecast: .gif, .mp4 or .png.")] = None,
-    trajectory: Annotated[int, typer.Option(min=0, help="Which trajectory of the file.")] = 0,
+    trajectory: Annotated[int, typer.Option(help="Which trajectory of the file, counted from 0.")] = 0,
     first: Annotated[
         int | None,
         typer.Option(
             "--from",
-            help="First frame to forecast; default: the one after the end of the file. Frames of the "
-            "file from there on are the truth to compare with.",
+            help="First frame to forecast, counted from 0. Default: the one after the end of the file. Frames that the "
+            "file has from there on are the truth to compare with.",
         ),
     ] = None,
-    ensemble: Annotated[int, typer.Option(min=1, help="Members to average; they differ in their jitter.")] = 1,
+    ensemble: Annotated[int, typer.Option(min=1, help="Members to average, which differ in their jitter.")] = 1,
     seed: Seed = 0,
     jitter: Jitter = None,
     tokens_per_axis: Tokens = None,
@@ -51,29 +53,33 @@ def forecast(
     from ..data.well_writer import save_well
 
     check_output(output, overwrite, (".hdf5", ".h5"))
-    check_output(plot, overwrite, (".gif", ".mp4", ".png"))
+    check_plot(plot, overwrite)
     found = well_info(file)
     first = found.frames if first is None else first
-    if not 2 <= first <= found.frames:
+    if found.frames < 2 or not 2 <= first <= found.frames:
         raise ValueError(
-            f"--from {first}: expected a frame from 2 to {found.frames}, the end of the file; "
-            "a forecast needs at least 2 frames before it"
+            f"{file}: expected at least 2 frames to forecast from, found {min(first, found.frames)} before frame "
+            f"{first}; the file has {found.frames}"
         )
+    if not 0 <= trajectory < found.trajectories:
+        raise ValueError(f"--trajectory {trajectory}: expected 0 to {found.trajectories - 1}")
     pipe = load_pipeline(model, revision, device, field_name)
     start = max(first - max(pipe.processor.context_frames, pipe.processor.context_frames_3d), 0)
-    context = load_well(file, trajectory, start, first - start)
-    typer.echo(f"from {context}")
+    known = min(first + steps, found.frames)
+    whole = load_well(file, trajectory, start, known - start)
+    context = whole.frames(0, first - start)
+    truth = whole.frames(first - start) if known > first else None
+    typer.echo(f"forecast from {context}")
     predicted = pipe.predict(
         context, steps, ensemble_size=ensemble, seed=seed, jitter=jitter, tokens_per_axis=tokens_per_axis
     )
     save_well(predicted, output, overwrite=overwrite)
     typer.echo(f"wrote {output}: {steps} frames from time {predicted.time:g} on")
-    overlap = min(steps, found.frames - first)
-    truth = load_well(file, trajectory, first, overlap) if overlap else None
     if truth is not None:
-        _print_scores(pipe, context, predicted.frames(0, overlap), truth)
+        _print_scores(pipe, context, predicted.frames(0, truth.num_frames), truth)
     if plot is not None:
-        _draw(predicted, truth, plot, overwrite)
+        with writing(plot):
+            _draw(predicted, truth, plot, overwrite)
         typer.echo(f"wrote {plot}")
 
 

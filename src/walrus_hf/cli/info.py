@@ -28,13 +28,16 @@ EFFICIENCY = 0.6
 
 
 def info(
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Checkpoint; default: the 1.3B geometry.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Folder of a checkpoint, or a Hub repository. Default: the 1.3B geometry."),
+    ] = None,
     grid: Annotated[str | None, typer.Option(help="Cells along each axis, e.g. 256x256 or 64x64x64.")] = None,
     boundaries: Annotated[
-        str, typer.Option(help="Kind of all axes, or one an axis, e.g. periodic,wall/open (low/high).")
+        str, typer.Option(help="wall, open or periodic: one for all axes, or one an axis, e.g. periodic,wall/open.")
     ] = "periodic",
-    frames: Annotated[int | None, typer.Option(min=1, help="Input frames; default 6, for volumes 3.")] = None,
-    channels: Annotated[int, typer.Option(min=1, help="Field components.")] = 4,
+    frames: Annotated[int | None, typer.Option(min=1, help="Input frames. Default: 6, for volumes 3.")] = None,
+    channels: Annotated[int, typer.Option(min=1, help="Fields, each component of a vector counted.")] = 4,
     tokens_per_axis: Tokens = None,
     revision: Revision = None,
     device: Device = None,
@@ -44,25 +47,18 @@ def info(
 
     from ..configuration_walrus import WalrusConfig
     from ..modeling_walrus import WalrusForPrediction
-    from ..pipeline_walrus import check_model_type, processor_for
+    from ..pipeline_walrus import check_model_type, processor_for, usable_device
 
-    for package in PACKAGES:
-        try:
-            typer.echo(f"{package:14} {metadata.version(package)}")
-        except metadata.PackageNotFoundError:
-            typer.echo(f"{package:14} not installed")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    name = (
-        torch.cuda.get_device_name()
-        if device.startswith("cuda")
-        else f"{platform.machine()}, {torch.get_num_threads()} threads"
-    )
-    typer.echo(f"{'python':14} {platform.python_version()}\n{'device':14} {device} ({name})")
+    target = usable_device(device)
+    config = WalrusConfig()
     if model is not None:
         check_model_type(model, revision)
         config = WalrusConfig.from_pretrained(model, revision=revision or "main")
-    else:
-        config = WalrusConfig()
+    plan = None
+    if grid is not None:
+        cells = _parse_grid(grid)
+        plan = processor_for(config).plan(cells, _parse_boundaries(boundaries, len(cells)), tokens_per_axis, seed=0)
+    _print_versions(target)
     with torch.device("meta"):
         parameters = sum(p.numel() for p in WalrusForPrediction(config).parameters())
     typer.echo(
@@ -70,16 +66,25 @@ def info(
         f"{config.num_hidden_layers} layers of width {config.hidden_size}, {config.vocab_size} names; "
         f"{4 * parameters / 2**30:.2f} GiB in float32, {2 * parameters / 2**30:.2f} GiB in bfloat16"
     )
-    if grid is None:
-        return
-    cells = _parse_grid(grid)
-    plan = processor_for(config).plan(cells, _parse_boundaries(boundaries, len(cells)), tokens_per_axis, seed=0)
-    frames = frames or (3 if plan.ndim == 3 else 6)
-    typer.echo(f"\n{plan}")
-    _print_costs(config, plan, frames, channels, parameters, device)
+    if plan is not None:
+        typer.echo(f"\n{grid}: {plan}")
+        _print_costs(config, plan, frames or (3 if plan.ndim == 3 else 6), channels, parameters, target)
 
 
-def _print_costs(config, plan, frames: int, channels: int, parameters: int, device: str) -> None:
+def _print_versions(device) -> None:
+    import torch
+
+    for package in PACKAGES:
+        try:
+            typer.echo(f"{package:14} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            typer.echo(f"{package:14} not installed")
+    kind = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else kind
+    typer.echo(f"{'python':14} {platform.python_version()}\n{'device':14} {device} ({name})")
+
+
+def _print_costs(config, plan, frames: int, channels: int, parameters: int, device) -> None:
     from ..bench.flops import forward_bytes, forward_flops
 
     flops = forward_flops(config, plan, frames, channels, frames_to_keep=1)
@@ -87,7 +92,7 @@ def _print_costs(config, plan, frames: int, channels: int, parameters: int, devi
     total, rate = sum(flops.values()), _matmul_rate(device)
     working = memory["fields"] + max(memory["encoder"], memory["block"])
     typer.echo(
-        f"one forecast step, {frames} frames of {channels} components, float32:\n"
+        f"one forecast step from {frames} frames of {channels} fields, in float32:\n"
         f"  {total / 1e9:,.0f} GFLOP ({', '.join(f'{part} {100 * n / total:.0f}%' for part, n in flops.items())})\n"
         f"  about {(4 * parameters + working) / 2**30:.2f} GiB: weights {4 * parameters / 2**30:.2f}, "
         f"working memory {working / 2**30:.2f}\n"
@@ -96,7 +101,7 @@ def _print_costs(config, plan, frames: int, channels: int, parameters: int, devi
     )
 
 
-def _matmul_rate(device: str) -> float:
+def _matmul_rate(device) -> float:
     """Float32 matrix products a second, measured now, in operations."""
     import torch
 
@@ -116,7 +121,7 @@ def _parse_grid(grid: str) -> list[int]:
     except ValueError:
         cells = []
     if not 1 <= len(cells) <= 3:
-        raise typer.BadParameter(f"expected cells such as 256x256, found {grid!r}", param_hint="--grid")
+        raise ValueError(f"--grid: expected the cells of 1 to 3 axes such as 256x256, found {grid!r}")
     return cells
 
 
@@ -124,7 +129,7 @@ def _parse_boundaries(text: str, axes: int) -> dict[str, tuple[str, str]]:
     sides = [part.strip().split("/") for part in text.split(",")]
     sides = sides * axes if len(sides) == 1 else sides
     if len(sides) != axes or any(len(pair) > 2 for pair in sides):
-        raise typer.BadParameter(
-            f"expected one kind, or one for each of {axes} axes, found {text!r}", param_hint="--boundaries"
+        raise ValueError(
+            f"--boundaries: expected one kind for all axes, or one for each of {axes} with commas, found {text!r}"
         )
     return {axis: (pair[0], pair[-1]) for axis, pair in zip("xyz", sides)}

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+import errno
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -10,10 +14,20 @@ import typer
 
 Model = Annotated[str, typer.Option("--model", "-m", help="Folder of a checkpoint or adapter, or a Hub repository.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the Hub repository.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: a GPU if there is one.")]
-Seed = Annotated[int, typer.Option(help="Seed of the jitter.")]
-Jitter = Annotated[bool | None, typer.Option("--jitter/--no-jitter", help="Default: as the checkpoint says.")]
-Tokens = Annotated[int | None, typer.Option("--tokens-per-axis", help="Compute dial; default: as the checkpoint says.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... Default: a GPU if there is one.")]
+Seed = Annotated[int, typer.Option(help="Seed of the jitter: the same seed, the same forecast.")]
+Jitter = Annotated[
+    bool | None,
+    typer.Option(
+        "--jitter/--no-jitter", help="Random shifts against the imprint of patches. Default: as the checkpoint says."
+    ),
+]
+Tokens = Annotated[
+    int | None,
+    typer.Option(
+        "--tokens-per-axis", help="The compute dial: more is finer and slower. Default: as the checkpoint says."
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output files.")]
 FieldNames = Annotated[
     list[str] | None,
@@ -38,7 +52,7 @@ def parse_field_names(given: Sequence[str] | None) -> dict[str, str]:
     for item in given or ():
         own, sign, known = item.partition("=")
         if not (own and sign and known):
-            raise typer.BadParameter(f"expected OWN=KNOWN, found {item!r}", param_hint="--field-name")
+            raise ValueError(f"--field-name: expected OWN=KNOWN such as rho=density, found {item!r}")
         mapping[own] = known
     return mapping
 
@@ -52,9 +66,35 @@ def check_output(path: Path | None, overwrite: bool, suffixes: Iterable[str]) ->
     if path.is_dir():
         raise ValueError(f"{path}: expected a file name, found a folder")
     if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists; choose another name or replace it with --overwrite")
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{path.absolute().parent}: this folder does not exist; create it first")
+        raise FileExistsError(f"{path} exists; choose another name, or replace it with --overwrite")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{path}: expected an existing folder {folder}, found none; create it first")
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{path}: expected a folder that you may write to; choose another one")
+
+
+def check_plot(path: Path | None, overwrite: bool) -> None:
+    """The same for a picture, which needs more packages."""
+    if path is None:
+        return
+    check_output(path, overwrite, (".gif", ".mp4", ".png"))
+    needed = ["matplotlib"] + ["imageio_ffmpeg"] * (path.suffix.lower() == ".mp4")
+    if not all(find_spec(package) for package in needed):
+        raise ImportError("--plot needs more packages: pip install 'walrus-hf[plot]'")
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Errors of the disk while `path` is written, with its name and how to mend them."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(
+            error.errno or errno.EIO,
+            f"{path}: expected to write the file, found {reason}; free space or choose another folder",
+        ) from error
 
 
 def print_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -62,9 +102,11 @@ def print_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) 
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table()
     for i, name in enumerate(head):
         table.add_column(name, justify="right" if i else "left")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    console = Console()
+    console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
+    console.print(table)

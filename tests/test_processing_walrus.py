@@ -155,7 +155,7 @@ def test_constants_and_obstacles_are_lifted_beside_the_fields():
 
 
 def test_a_given_plan_travels_with_the_inputs():
-    processor, trajectory = WalrusProcessor(), plane()
+    processor, trajectory = WalrusProcessor(tokens_per_axis=4), plane()
     plan = processor.plan(trajectory.grid, trajectory.boundary_conditions, seed=0)
     assert processor(trajectory, plan=plan).to("cpu")["plan"] == plan
 
@@ -195,7 +195,7 @@ def test_components_given_apart_come_back_apart():
 
 
 def test_members_become_an_ensemble_with_their_mean_as_fields():
-    processor, trajectory = WalrusProcessor(), plane()
+    processor, trajectory = WalrusProcessor(tokens_per_axis=4), plane()
     members = torch.cat([processor(trajectory)["field_values"], 3 * processor(trajectory)["field_values"]])
     back = processor.postprocess(members, trajectory)
     assert back.ensemble["velocity"].shape == (2, 3, 16, 8, 2)

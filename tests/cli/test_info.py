@@ -1,0 +1,97 @@
+"""`walrus-hf info` and the help texts."""
+
+import re
+
+import pytest
+
+from walrus_hf import cli
+
+COMMANDS = ("demo", "forecast", "evaluate", "info", "convert")
+
+
+def test_info_shows_versions_device_and_the_published_geometry(run):
+    result = run("info")
+    assert result.code == 0, result.err
+    assert re.search(r"^torch +\d", result.out, re.M)
+    assert re.search(r"^device +\w+ \(.+\)", result.out, re.M)
+    assert "1,286,199,046 parameters, 40 layers of width 1408, 67 names; 4.79 GiB in float32" in result.out
+    assert "tokens a frame" not in result.out
+
+
+def test_info_of_a_checkpoint_shows_its_own_size(run, model):
+    result = run("info", "--model", model)
+    assert f"{model}: " in result.out
+    assert "2 layers of width 32, 23 names" in result.out
+
+
+def test_info_of_a_grid_shows_tokens_memory_and_time(run):
+    result = run("info", "--grid", "256x128", "--boundaries", "periodic,wall/open")
+    assert result.code == 0, result.err
+    assert "256x128: 1056 tokens a frame, jitter on" in result.out
+    assert "256 cells, periodic: 32 tokens of 8 cells" in result.out
+    assert "128 cells, wall / open: 33 tokens of 4 cells" in result.out
+    assert "one forecast step from 6 frames of 4 fields, in float32" in result.out
+    assert re.search(r"about [\d.]+ GiB: weights 4.79, working memory", result.out)
+    assert re.search(r"about [\d.]+ s at \d+% of this device's [\d,]+ GFLOP/s", result.out)
+
+
+def test_info_counts_three_frames_of_a_volume_and_takes_the_compute_dial(run, model):
+    result = run("info", "--model", model, "--grid", "64x64x64", "--tokens-per-axis", "8", "--channels", "7")
+    assert "512 tokens a frame" in result.out
+    assert "from 3 frames of 7 fields" in result.out
+
+
+def test_fewer_tokens_cost_less(run, model):
+    def gflop(tokens):
+        text = run("info", "--model", model, "--grid", "256x256", "--tokens-per-axis", tokens).out
+        return float(re.search(r"([\d,.]+) GFLOP \(", text)[1].replace(",", ""))
+
+    assert gflop(32) > 3 * gflop(16)
+
+
+def test_a_grid_outside_the_published_table_is_warned_of_in_one_line(run, model):
+    result = run("info", "--model", model, "--grid", "97x64")
+    assert result.code == 0
+    assert result.err.startswith("warning: grid (97, 64, 1) is outside the published stride table")
+    assert result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--grid", "256y256"), "--grid: expected the cells of 1 to 3 axes such as 256x256, found '256y256'"),
+        (("--grid", "8x8x8x8"), "--grid: expected the cells of 1 to 3 axes"),
+        (("--grid", "4x256"), "at least 8 cells"),
+        (("--grid", "0x256"), "at least 8 cells"),
+        (("--grid", "64x64", "--boundaries", "wall,wall,wall"), "--boundaries: expected one kind for all axes"),
+        (("--grid", "64x64", "--boundaries", "sticky"), "found 'sticky'"),
+        (("--grid", "64x64", "--boundaries", "wall/periodic"), "one side is periodic and the other is not"),
+        (("--grid", "64x64", "--tokens-per-axis", "0"), "at least one token"),
+        (("--model", "./gone"), "./gone: expected the folder of a checkpoint, found none"),
+        (("--device", "abacus"), "found 'abacus'"),
+    ],
+)
+def test_bad_questions_are_refused_in_one_line_before_anything_is_printed(run, refused, options, message):
+    assert message in refused("info", *options)
+    assert run("info", *options).out == ""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_all_its_options(run, command):
+    result = run(command, "--help")
+    assert result.code == 0
+    (found,) = [c for c in cli.app.registered_commands if c.callback.__name__ == command]
+    assert found.callback.__doc__.splitlines()[0] in result.out
+    # An option without a help text would be a line that ends with its type.
+    options = [line.strip(" │") for line in result.out.splitlines() if re.match(r"│ [* ] +-{2}", line)]
+    assert all(re.search(r"  \S", line.partition("  ")[2].strip()) for line in options), options
+
+
+def test_the_help_names_all_commands_and_wrong_ones_end_with_code_2(run):
+    result = run("--help")
+    assert result.code == 0
+    assert all(f" {command} " in result.out for command in COMMANDS)
+    for wrong in ((), ("forecst",), ("forecast",), ("forecast", "--steps", "x")):
+        result = run(*wrong)
+        assert result.code == 2
+        assert "Traceback" not in result.err

@@ -8,6 +8,7 @@ constant scalar field `obstacle_mask`.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import secrets
@@ -56,8 +57,11 @@ def save_well(
 
     temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
-        with h5py.File(temporary, "x") as file:
-            _write(file, batch)
+        with _PatientFile(temporary, "x+b") as disk:
+            with h5py.File(disk, "w") as file:
+                _write(file, batch)
+            if disk.failure is not None:
+                raise disk.failure
         os.replace(temporary, target)
     except OSError as error:
         raise OSError(error.errno or errno.EIO, _cannot_write(target, error)) from error
@@ -66,6 +70,47 @@ def save_well(
     finally:
         temporary.unlink(missing_ok=True)
     return target
+
+
+class _PatientFile(io.FileIO):
+    """Keeps the first failure of the disk for later: HDF5 crashes the process at its end if a write fails.
+
+    What HDF5 still wants to write after that, or after the file was closed over an error, is dropped.
+    """
+
+    failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        done = 0
+        while done < len(view) and self.failure is None and not self.closed:
+            try:
+                done += super().write(view[done:]) or 0
+            except OSError as error:
+                self.failure = error
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return size or 0 if self.closed else super().truncate(size)
+        except OSError as error:
+            self.failure = self.failure or error
+            return size or 0
+
+    def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
+        return 0 if self.closed else super().seek(position, whence)
+
+    def flush(self) -> None:
+        if not self.closed:
+            super().flush()
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        found = super().readinto(view) or 0
+        if self.failure is not None:  # what could not be written reads as zeros
+            view[found:] = bytes(len(view) - found)
+            return len(view)
+        return found
 
 
 def _cannot_write(target: Path, error: Exception) -> str:

@@ -14,15 +14,26 @@ import walrus_hf
 from .small_model import VOLUME, WALL_OPEN, small_inputs, small_model
 
 PACKAGE = Path(walrus_hf.__file__).parent
-TRAVELLING = ("configuration_walrus", "modeling_walrus", "layers", "jitter", "strides", "normalization", "fields")
+TRAVELLING = (
+    "configuration_walrus",
+    "processing_walrus",
+    "modeling_walrus",
+    "layers",
+    "jitter",
+    "strides",
+    "normalization",
+    "fields",
+)
 
 # Registering marks the classes for the rest of the process, so it happens in one of its own.
 SAVE = """
 import sys
-from walrus_hf import WalrusConfig, WalrusForPrediction
+from walrus_hf import WalrusConfig, WalrusForPrediction, WalrusProcessor
 WalrusConfig.register_for_auto_class()
 WalrusForPrediction.register_for_auto_class("AutoModel")
+WalrusProcessor.register_for_auto_class("AutoProcessor")
 WalrusForPrediction.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])
+WalrusProcessor(tokens_per_axis=8, field_names={"rho": "density"}).save_pretrained(sys.argv[2])
 """
 LOAD = """
 import sys
@@ -39,6 +50,16 @@ with torch.no_grad():
     forecasts = [model(**batch).prediction for batch in torch.load(inputs)]
     forecasts.append(model.predict(num_steps=2, **torch.load(inputs)[0]))
 torch.save(forecasts, output)
+
+from importlib import import_module
+from transformers import AutoProcessor
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+Trajectory = import_module(type(processor).__module__.rpartition(".")[0] + ".fields").Trajectory
+density = torch.rand(3, 16, 24).numpy()
+trajectory = Trajectory({"rho": density}, {"x": "periodic", "y": "wall"})
+inputs = processor(trajectory, plan=processor.plan(trajectory.grid, trajectory.boundary_conditions))
+assert inputs["plan"].tokens[:2] == (8, 9), inputs["plan"]
+assert (processor.postprocess(inputs["field_values"], trajectory).fields["rho"] == density).all()
 """
 
 

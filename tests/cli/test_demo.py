@@ -1,5 +1,8 @@
 """`walrus-hf demo` refuses before it simulates; what it shows is tested by running it."""
 
+import subprocess
+import sys
+
 import pytest
 
 from walrus_hf.cli import demo
@@ -42,3 +45,16 @@ def test_missing_packages_are_named_with_the_command_that_installs_them(refused,
 def test_the_verdict_is_honest(capsys, walrus, verdict):
     demo._verdict({"Walrus": {"shear flow": walrus}, "persistence": {"shear flow": [0.5] * 24}})
     assert verdict in capsys.readouterr().out
+
+
+def test_the_demo_simulates_trains_forecasts_and_draws(tmp_path):
+    pytest.importorskip("exponax")
+    command = [sys.executable, "-c", "from walrus_hf.cli import main; main()", "demo"]
+    command += ["--output", str(tmp_path / "demo"), "--minutes", "0.05"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("shear_flow.gif", "gray_scott.gif", "error_growth.png", "model/model.safetensors"):
+        assert (tmp_path / "demo" / name).stat().st_size > 1000
+    assert "VRMSE of unseen trajectories by lead time" in done.stdout
+    assert "shear flow, persistence" in done.stdout
+    assert "beats persistence at every lead time" in done.stdout or "does NOT beat persistence" in done.stdout

@@ -1,0 +1,49 @@
+"""What the README shows runs, and what it names exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from walrus_hf import WalrusPipeline, save_well
+
+from .small_model import small_model
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_python_example_runs_where_the_demo_has_run(tmp_path, monkeypatch, capsys):
+    simulate = pytest.importorskip("walrus_hf.data.simulate")
+    pytest.importorskip("exponax")
+    WalrusPipeline(small_model(field2id=None)).save_pretrained(tmp_path / "demo-output" / "model")
+    (tmp_path / "demo-output" / "unseen").mkdir()
+    save_well(simulate.shear_flow(0, (16, 24), frames=26), tmp_path / "demo-output" / "unseen" / "shear_flow.hdf5")
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(code.splitlines()) <= 10
+    exec(compile(code, "README.md", "exec"), {})
+    assert (tmp_path / "forecast.hdf5").is_file()
+    printed = capsys.readouterr().out
+    assert "16 frames of x=16 x y=24" in printed
+    assert "velocity" in printed
+    assert "1:10" in printed
+
+
+def test_every_file_of_the_tree_and_every_link_exists():
+    tree = README.split("## Files")[1].split("```")[1]
+    names = re.findall(r"\b([a-z_]+(?:\.py|/))", tree)
+    assert len(names) > 20
+    for name in names:
+        assert list(ROOT.rglob(name.rstrip("/"))), name
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_the_commands_of_the_readme_are_commands_of_the_program():
+    from walrus_hf.cli import app
+
+    known = {command.callback.__name__ for command in app.registered_commands}
+    used = set(re.findall(r"walrus-hf ([a-z]+)", README)) - {"hf"}
+    assert used
+    assert used <= known, used - known

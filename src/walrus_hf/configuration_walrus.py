@@ -2,6 +2,7 @@
 """Walrus model configuration."""
 
 from huggingface_hub.dataclasses import strict
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 
 from .fields import FLAG_NAMES, PUBLISHED_FIELDS
@@ -78,6 +79,15 @@ class WalrusConfig(PreTrainedConfig):
 
     def validate_walrus(self):
         """Refuses geometries that would run and be wrong; called by [`PreTrainedConfig`] after every construction."""
+        counts = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "stem_hidden_size",
+                  "tokens_per_axis", "tokens_per_axis_3d")  # fmt: skip
+        for name, count in ((name, self.__dict__[name]) for name in counts):
+            if count < 1:
+                raise ValueError(f"{name}: expected at least 1, found {count}")
+        if self.scale_eps <= 0 or self.hidden_act not in ACT2FN:
+            raise ValueError(
+                f"expected scale_eps > 0 and an activation of transformers, found {self.scale_eps}, {self.hidden_act!r}"
+            )
         if sorted((self.field2id or {}).values()) != list(range(self.vocab_size)):
             raise ValueError(f"field2id: expected the ids 0 to {self.vocab_size - 1} once each, found {self.field2id}")
         if self.hidden_size % self.num_attention_heads or self.hidden_size // self.num_attention_heads < 8:

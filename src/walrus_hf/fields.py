@@ -92,6 +92,8 @@ class Trajectory:
         self.axes = tuple(self.axes)
         if not 1 <= len(self.axes) <= 3 or len(set(self.axes)) != len(self.axes):
             raise ValueError(f"expected 1 to 3 different axis names, found axes={self.axes}")
+        if not (np.isfinite(self.dt) and self.dt > 0 and np.isfinite(self.time)):
+            raise ValueError(f"expected a time step dt > 0 and a finite time, found dt={self.dt} and time={self.time}")
         if not self.fields:
             raise ValueError("expected at least one field, found none: a forecast needs fields that change in time")
         both = sorted(set(self.fields) & set(self.constant_fields))

@@ -7,7 +7,7 @@ Shapes: B batch, T frames, C channels (fields), H W D space, S tokens of a frame
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -265,18 +265,19 @@ class WalrusDecoder(nn.Module):
         self.norm1 = WalrusRMSNorm(config.stem_hidden_size)
         self.proj2 = WalrusTransposedConv(config.stem_hidden_size, config.vocab_size, first, bias=True)
         self.act_fn = ACT2FN[config.hidden_act]
-        self.seamless = config.seamless_decoder
+        self.config = config
 
     def forward(self, tokens: Tensor, field_ids: Tensor, plan: TokenizationPlan) -> Tensor:
         """`(B, T, S, hidden)` -> `(B, T, C, H, W, D)` on the padded grid of the plan."""
         batch, frames = tokens.shape[:2]
+        seamless = self.config.seamless_decoder
         x = tokens.flatten(0, 1).transpose(1, 2).unflatten(2, plan.tokens)  # (B * T, hidden, tokens of H, W, D)
         first, second = zip(*plan.strides)
         wrapped = [periodic and n > 1 for periodic, n in zip(plan.periodic, plan.grid)]
-        x = self.proj1(x, second, plan.grid, wrapped, self.seamless)
+        x = self.proj1(x, second, plan.grid, wrapped, seamless)
         x = self.act_fn(self.norm1(x, channel_dim=1))
-        x = self.proj2(x, first, plan.grid, wrapped, self.seamless, field_ids)
-        if self.seamless:
+        x = self.proj2(x, first, plan.grid, wrapped, seamless, field_ids)
+        if seamless:
             for i, (low, high) in enumerate(plan.wrap_padding):
                 if wrapped[i]:
                     x = take_cyclic(x, i - 3, 0, plan.lengths[i] + low + high)
@@ -417,6 +418,7 @@ class WalrusModel(WalrusPreTrainedModel):
         Returns `last_hidden_state` `(batch, frames, tokens, hidden)`, with the last `frames_to_keep` frames only if
         that is given.
         """
+        _check_keywords(kwargs)
         _check_inputs(field_values, field_ids, constant_values, constant_ids)
         if plan is None:
             plan = self.make_plan(
@@ -537,6 +539,7 @@ class WalrusForPrediction(WalrusPreTrainedModel):
                 Forecast only after the last `frames_to_keep` frames, and skip the work that only the others need; 0
                 forecasts after every frame.
         """
+        _check_keywords(kwargs)
         # The plan is made here, before anything that is compiled, exported or checkpointed.
         if plan is None:
             plan = self.model.make_plan(
@@ -553,12 +556,12 @@ class WalrusForPrediction(WalrusPreTrainedModel):
         if plan.resampled:
             delta = fourier_resample(delta, plan.grid)
         state = accurate(field_values[:, -frames_to_keep:])  # all frames where frames_to_keep is 0
-        delta = delta.to(state.dtype)
+        delta = delta.to(state)  # the decoder may stand on another device
         prediction = state + delta * per_channel(change_scales)
         loss = None
         if labels is not None:
             kept = labels[:, -frames_to_keep:]
-            target = (kept.to(state.dtype) - state) / per_channel(change_scales)
+            target = (kept.to(state) - state) / per_channel(change_scales)
             # The first frame has no context, so its forecast is not scored where there are others.
             skip = 1 if state.shape[1] == field_values.shape[1] > 1 else 0
             loss = _masked(delta - target, padded_channels, obstacle_mask)[:, skip:].abs().mean()
@@ -591,7 +594,7 @@ class WalrusForPrediction(WalrusPreTrainedModel):
         the others. Other arguments as in `forward`; padded components and obstacle cells are reset to zero.
         No gradients are kept, drop path is off, and memory does not grow with `num_steps`.
         """
-        state = accurate(field_values)
+        state = _masked(accurate(field_values), None, obstacle_mask)
         geometry = {
             name: kwargs.pop(name) for name in ("strides", "jitter", "patch_shifts", "layer_shifts") if name in kwargs
         }
@@ -647,6 +650,14 @@ def _check_inputs(
         expected = (batch, constant_ids.shape[-1], *grid)
         if constant_values.shape != expected:
             raise ValueError(f"constant_values: expected {expected}, found {tuple(constant_values.shape)}")
+
+
+def _check_keywords(given: Iterable[str]) -> None:
+    """A misspelt argument must not be swallowed: `boundary_condition=` would forecast a periodic box."""
+    # use_cache: transformers' training code hands it to every model.
+    unknown = set(given) - set(TransformersKwargs.__annotations__) - {"return_dict", "use_cache"}
+    if unknown:
+        raise TypeError(f"unexpected arguments: {', '.join(sorted(unknown))}")
 
 
 def _check_plan(plan: TokenizationPlan, field_values: Tensor, layers: int) -> None:

@@ -18,8 +18,7 @@ def field_scales(x: Tensor, eps: float) -> Tensor:
 
     `x`: `(B, T, C, H, W, D)` -> `(B, C)`. No mean is taken off.
     """
-    x = accurate(x)
-    return x.square().mean(_OVER_FRAMES_AND_SPACE).sqrt().clamp_min(eps)
+    return _root_mean_square(accurate(x)).clamp_min(eps)
 
 
 def delta_scales(x: Tensor, eps: float) -> Tensor:
@@ -30,7 +29,14 @@ def delta_scales(x: Tensor, eps: float) -> Tensor:
     x = accurate(x)
     if x.shape[1] == 1:
         return x.new_ones(x.shape[0], x.shape[2])
-    return (x[:, 1:] - x[:, :-1]).square().mean(_OVER_FRAMES_AND_SPACE).sqrt().clamp_min(eps)
+    return _root_mean_square(x[:, 1:] - x[:, :-1]).clamp_min(eps)
+
+
+def _root_mean_square(x: Tensor) -> Tensor:
+    # Sums of squares leave float32 from about 1e16 on; a power of two that is taken out first changes no digit.
+    largest = x.detach().abs().amax(_OVER_FRAMES_AND_SPACE, keepdim=True)
+    unit = torch.where(largest > 0, torch.exp2(largest.log2().floor()), torch.ones_like(largest))
+    return (x / unit).square().mean(_OVER_FRAMES_AND_SPACE).sqrt() * unit[:, 0, :, 0, 0, 0]
 
 
 def per_channel(scales: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from .configuration_walrus import WalrusConfig
 from .fields import Trajectory
 from .metrics import lead_time_windows, score
 from .modeling_walrus import WalrusForPrediction
+from .normalization import delta_scales
 from .processing_walrus import WalrusProcessor
 
 # Lead times that the published evaluation averages over (arXiv 2511.15684, section 7), first and last step.
@@ -34,6 +35,13 @@ class WalrusPipeline:
     def __init__(self, model: WalrusForPrediction, processor: WalrusProcessor | None = None):
         self.model = model.eval()
         self.processor = processor or processor_for(model.config)
+        known = model.config.field2id or {}
+        for name, i in self.processor.field2id.items():
+            if known.get(name) != i:
+                raise ValueError(
+                    f"processor: its vocabulary gives {name!r} the id {i}, the model's gives {known.get(name)}; load "
+                    "both from one checkpoint, or make the processor with field2id=model.config.field2id"
+                )
 
     @classmethod
     def from_pretrained(
@@ -113,7 +121,11 @@ class WalrusPipeline:
         volume = sum(n > 1 for n in trajectory.grid) == 3
         context = self.processor.context_frames_3d if volume else self.processor.context_frames
         recent = trajectory.frames(max(trajectory.num_frames - context, 0))
-        inputs = self.processor(recent).to(self.model.device)
+        inputs = self.processor(recent)
+        self._warn_of_small_changes(inputs, recent)
+        # Weights that are offloaded stand on no device.
+        devices = [p.device for p in self.model.parameters() if p.device.type != "meta"]
+        inputs = inputs.to(devices[0] if devices else "cpu")
         inputs.pop("boundary_conditions")  # the plan holds them
         generators = [None if seed is None else torch.Generator().manual_seed(seed + i) for i in range(ensemble_size)]
         plans = [
@@ -140,6 +152,20 @@ class WalrusPipeline:
                     forecast[member, step] = values
                     bar.update()
         return self.processor.postprocess(torch.from_numpy(forecast), recent)
+
+    def _warn_of_small_changes(self, inputs: Any, recent: Trajectory) -> None:
+        """Scales are at least `scale_eps`, so a field in very large units is forecast as noise of that size."""
+        eps = self.model.config.scale_eps
+        if "change_scales" in inputs:
+            return
+        changes = delta_scales(inputs["field_values"], 0.0)[0]
+        for channel, change in zip(self.processor.channels(recent), changes.tolist()):
+            if 0 < change < eps:
+                warnings.warn(
+                    f"field {channel.field!r} changes by {change:.1e} a frame, below the model's smallest scale of "
+                    f"{eps:g}: its forecast will be noise; give it in smaller units",
+                    stacklevel=3,
+                )
 
     def evaluate(
         self, forecast: Trajectory, truth: Trajectory, windows: tuple[tuple[int, int], ...] | None = None

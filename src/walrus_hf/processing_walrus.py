@@ -77,6 +77,14 @@ class WalrusProcessor(FeatureExtractionMixin):
         global_scales: Mapping[str, Mapping[str, Any]] | None = None,
         **kwargs,
     ):
+        counts = {
+            "tokens_per_axis": tokens_per_axis, "tokens_per_axis_3d": tokens_per_axis_3d,
+            "num_hidden_layers": num_hidden_layers, "context_frames": context_frames,
+            "context_frames_3d": context_frames_3d,
+        }  # fmt: skip
+        for name, count in counts.items():
+            if not isinstance(count, int) or count < 1:
+                raise ValueError(f"{name}: expected a whole number of at least 1, found {count!r}")
         self.field2id = dict(field2id) if field2id else {name: i for i, name in enumerate(PUBLISHED_FIELDS)}
         self.tokens_per_axis = tokens_per_axis
         self.tokens_per_axis_3d = tokens_per_axis_3d
@@ -166,11 +174,18 @@ class WalrusProcessor(FeatureExtractionMixin):
             data["constant_values"] = _stack(constants, trajectory.constant_fields, (1, *trajectory.grid))
             data["constant_ids"] = self._ids(constants)
         if trajectory.obstacle_mask is not None:
-            data["obstacle_mask"] = torch.from_numpy(_lift(trajectory.obstacle_mask, len(trajectory.axes)))[None]
+            mask = torch.from_numpy(_lift(trajectory.obstacle_mask, len(trajectory.axes)))[None]
+            # Forecasts are zero inside obstacles; other values in the given frames would be a jump that sets the scale.
+            data["obstacle_mask"] = mask
+            data["field_values"] = data["field_values"].masked_fill(mask[:, None, None], 0.0)
         if self.global_scales is not None:
             data["value_scales"] = self._global(channels, "rms")
             data["change_scales"] = self._global(channels, "rms_delta")
         if plan is not None:
+            grid = (*trajectory.grid, *[1] * (3 - len(trajectory.grid)))
+            kinds = [pair for pair, n in zip(plan.boundaries, grid) if n > 1]
+            if plan.grid != grid or kinds != [tuple(pair) for pair, n in zip(sides, grid) if n > 1]:
+                raise ValueError(f"plan: made for another grid or other boundaries ({plan.grid}) than {trajectory}")
             data["plan"] = plan
         return BatchFeature(data)
 
@@ -194,6 +209,9 @@ class WalrusProcessor(FeatureExtractionMixin):
             name: _gather([(i, c) for i, c in enumerate(channels) if c.field == name], values, trajectory)
             for name in trajectory.fields
         }
+        if trajectory.obstacle_mask is not None:
+            for member in members.values():
+                member[:, :, trajectory.obstacle_mask] = 0.0
         return dataclasses.replace(
             trajectory,
             fields={name: m[0] if len(m) == 1 else m.mean(0) for name, m in members.items()},
@@ -274,8 +292,11 @@ class WalrusProcessor(FeatureExtractionMixin):
 
     def _component_of(self, name: str, axes: tuple[str, ...]) -> tuple[str, tuple[int, ...]]:
         """`("velocity", (0,))` for a component that is a field of its own; `("", ())` for a scalar."""
-        if set(axes) <= set(LETTERS):
-            order = [*axes, *(letter for letter in LETTERS if letter not in axes)]
+        stem = name.rpartition("_")[0]
+        if self._component_names(stem, axes, 1)[0,] == f"{stem}_x":  # named by letters, not by curvilinear axes
+            # Letters that name axes go to those axes' places; on axes of other names they stand for places themselves.
+            named = axes if set(axes) <= set(LETTERS) else ()
+            order = [*named, *(letter for letter in LETTERS if letter not in named)]
             stem, _, suffix = name.rpartition("_")
             whole = len(suffix) in (1, 2) and all(
                 f"{stem}_{''.join(parts)}" in self.field2id for parts in itertools.product(LETTERS, repeat=len(suffix))

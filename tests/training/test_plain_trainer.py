@@ -53,7 +53,7 @@ def test_accelerate_launch_trains_and_writes_a_checkpoint_that_forecasts(process
     launch += ["-m", "walrus_hf.training.plain_trainer", "--data", str(tmp_path / "data")]
     launch += ["--output", str(tmp_path / "model"), "--minutes", "0.1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(launch, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(launch, capture_output=True, text=True, env=environment, check=False, timeout=180)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "wave loss" in done.stderr  # the progress bar
     log = [json.loads(line) for line in (tmp_path / "model" / "metrics.jsonl").read_text().splitlines()]

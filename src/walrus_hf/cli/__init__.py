@@ -54,7 +54,8 @@ def main() -> None:
 
 
 def _fail(error: BaseException, code: int) -> None:
-    text = str(error)
+    # Without the number that Python puts before the words of an OSError.
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
     if isinstance(error, MemoryError) or "out of memory" in text or "not enough memory" in text:
         text = f"not enough memory; a smaller grid, --tokens-per-axis or --ensemble needs less ({text or 'no details'})"
     typer.secho(f"error: {' '.join(text.split()) or type(error).__name__}", fg="red", err=True)

@@ -114,7 +114,8 @@ class _PatientFile(io.FileIO):
 
 
 def _cannot_write(target: Path, error: Exception) -> str:
-    return f"{target}: expected to write the file, found {one_line(error)}; free space or choose another folder"
+    reason = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
+    return f"{target}: expected to write the file, found {reason}; free space or choose another folder"
 
 
 def _check_alike(batch: list[Trajectory]) -> None:

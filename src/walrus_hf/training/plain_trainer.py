@@ -90,6 +90,8 @@ def main() -> None:
         arguments.output.mkdir(parents=True, exist_ok=True)
         WalrusPipeline(accelerator.unwrap_model(network), pipe.processor).save_pretrained(arguments.output)
         (arguments.output / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
+    # The main process still writes; and the last reduction must be over before the interpreter takes it down.
+    accelerator.wait_for_everyone()
     accelerator.end_training()
 
 

@@ -114,7 +114,7 @@ class _PatientFile(io.FileIO):
 
 
 def _cannot_write(target: Path, error: Exception) -> str:
-    reason = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
+    reason = " ".join(error.strerror.split()) if isinstance(error, OSError) and error.strerror else one_line(error)
     return f"{target}: expected to write the file, found {reason}; free space or choose another folder"
 
 

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from walrus_hf import WalrusForPrediction
+from walrus_hf.convolutions import WalrusStridedConv, WalrusTransposedConv, transposed_convolution
 from walrus_hf.jitter import make_plan, unroll_and_crop
-from walrus_hf.modeling_walrus import WalrusStridedConv, WalrusTransposedConv, transposed_convolution
 
 from .test_parity import VOCAB, parity_model
 

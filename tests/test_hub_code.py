@@ -17,6 +17,7 @@ PACKAGE = Path(walrus_hf.__file__).parent
 TRAVELLING = (
     "configuration_walrus",
     "processing_walrus",
+    "convolutions",
     "modeling_walrus",
     "layers",
     "jitter",

@@ -10,7 +10,7 @@ SRC = Path(__file__).parents[1] / "src" / "walrus_hf"
 # Flat siblings that are copied to the Hub with a checkpoint: each import in them binds whoever loads it.
 GROUND = (
     "fields", "strides", "jitter", "normalization", "configuration_walrus", "processing_walrus", "layers",
-    "modeling_walrus",
+    "convolutions", "modeling_walrus",
 )  # fmt: skip
 # From the ground up: a module imports those before it, and others of its own folder.
 ORDER = (

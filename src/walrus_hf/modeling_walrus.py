@@ -7,11 +7,10 @@ Shapes: B batch, T frames, C channels (fields), H W D space, S tokens of a frame
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -23,6 +22,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_walrus import WalrusConfig
+from .convolutions import WalrusStridedConv, WalrusTransposedConv
 from .fields import FLAG_NAMES, BoundaryCondition
 from .jitter import (
     TokenizationPlan,
@@ -39,8 +39,6 @@ from .jitter import (
 )
 from .layers import WalrusBlock, WalrusOutputLinear, WalrusRMSNorm, WalrusSpaceMixing, rotary_frequencies
 from .normalization import accurate, delta_scales, field_scales, per_channel
-
-CONVOLUTIONS: tuple[Callable, ...] = (F.conv1d, F.conv2d, F.conv3d)
 
 
 @dataclass
@@ -63,122 +61,6 @@ class WalrusPredictionOutput(ModelOutput):
     delta: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
-
-
-class WalrusStridedConv(nn.Module):
-    """Convolution whose strides change with the grid; along singleton axes the kernel is summed."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel, kernel, kernel))
-
-    def forward(
-        self,
-        x: Tensor,
-        strides: Sequence[int],
-        collapsed: Sequence[bool],
-        ids: Tensor | None = None,
-        gain: Tensor | float | None = None,
-    ) -> Tensor:
-        """`(n, channels, H, W, D)` -> `(n, out, H', W', D')`, without padding.
-
-        Args:
-            collapsed: axes of one cell, along which the kernel is summed.
-            ids: input columns of the weight that belong to the channels of `x`; None takes all.
-            gain: factor of the columns, one for each channel or one for all.
-        """
-        weight = self.weight if ids is None else self.weight.index_select(1, ids)
-        if gain is not None:
-            weight = weight * (gain.view(1, -1, 1, 1, 1) if isinstance(gain, Tensor) else gain)
-        singles = [2 + i for i in range(3) if collapsed[i]]
-        if len(singles) == 3:
-            return torch.einsum("ncxyz,oc->no", x, weight.sum(singles))[:, :, None, None, None]
-        if singles:
-            weight, x = weight.sum(singles), x.squeeze(singles)
-        y = CONVOLUTIONS[2 - len(singles)](x, weight, stride=[strides[i] for i in range(3) if not collapsed[i]])
-        for axis in singles:
-            y = y.unsqueeze(axis)
-        return y
-
-
-class WalrusTransposedConv(nn.Module):
-    """Transposed convolution with the strides of the encoder; along singleton axes the kernel is averaged."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, bias: bool):
-        super().__init__()
-        self.kernel = kernel
-        self.weight = nn.Parameter(torch.empty(in_channels, out_channels, kernel, kernel, kernel))
-        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
-
-    def forward(
-        self,
-        x: Tensor,
-        strides: Sequence[int],
-        grid: Sequence[int],
-        periodic: Sequence[bool],
-        seamless: bool,
-        ids: Tensor | None = None,
-    ) -> Tensor:
-        """`(n, channels, H', W', D')` -> `(n, out, H, W, D)`.
-
-        An axis of length m becomes `m * s + kernel - s`; with `seamless` a periodic axis becomes exactly `m * s`.
-
-        Args:
-            grid: cells of the data; its singleton axes are averaged over.
-            periodic: axes that are wrapped around before, so that their ends see each other (architecture, section 6).
-            ids: output columns that are wanted; None gives all.
-        """
-        weight = self.weight if ids is None else self.weight.index_select(1, ids)
-        bias = self.bias if ids is None or self.bias is None else self.bias.index_select(0, ids)
-        axes = [i for i in range(3) if grid[i] > 1]
-        singles = [2 + i for i in range(3) if grid[i] == 1]
-        lengths = [x.shape[2 + i] for i in axes]
-        wraps = [-(-(self.kernel - strides[i]) // strides[i]) if periodic[i] else 0 for i in axes]
-        for i, length, wrap in zip(axes, lengths, wraps):
-            x = take_cyclic(x, i - 3, -wrap, length + 2 * wrap)
-        if singles:
-            weight, x = weight.mean(singles), x.squeeze(singles)
-        y = transposed_convolution(x, weight, bias, [strides[i] for i in axes])
-        for axis in singles:
-            y = y.unsqueeze(axis)
-        for i, length, wrap in zip(axes, lengths, wraps):
-            exact = seamless and periodic[i]
-            size = length * strides[i] + (0 if exact else self.kernel - strides[i])
-            y = y.narrow(i - 3, wrap * strides[i], size)
-        return y
-
-
-def transposed_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, strides: Sequence[int]) -> Tensor:
-    """Transposed convolution over 1 to 3 axes as a convolution and a pixel shuffle, several times faster on a CPU.
-
-    Cell `s * i + p` of the result is the sum over m of `x[i - m] * weight[s * m + p]`: for each phase p an ordinary
-    convolution with every s-th value of the kernel. A kernel that s does not divide is filled up with zeros.
-
-    Args:
-        x: `(n, in, *space)`.
-        weight: `(in, out, *kernel)`, all kernel sides equal.
-
-    Returns:
-        `(n, out, ...)`, `m * s + M * s - s` cells long for an axis of m cells, where `M = ceil(kernel / s)`.
-    """
-    d = len(strides)
-    n, inputs, outputs, kernel = len(x), *weight.shape[:3]
-    taps = [-(-kernel // s) for s in strides]  # M
-    fill = [extra for s, m in zip(reversed(strides), reversed(taps)) for extra in (0, m * s - kernel)]
-    weight = F.pad(weight, fill) if any(fill) else weight
-    weight = weight.reshape(inputs, outputs, *[size for pair in zip(taps, strides) for size in pair])
-    weight = weight.flip([2 + 2 * i for i in range(d)])
-    # (in, out, M1, s1, M2, s2, ...) -> (out, s1, s2, ..., in, M1, M2, ...)
-    weight = weight.permute(1, *[3 + 2 * i for i in range(d)], 0, *[2 + 2 * i for i in range(d)])
-    weight = weight.reshape(outputs * math.prod(strides), inputs, *taps)
-    if bias is not None:
-        bias = bias.repeat_interleave(math.prod(strides))
-    y = CONVOLUTIONS[d - 1](x, weight, bias, padding=[m - 1 for m in taps])
-    space = y.shape[2:]
-    y = y.reshape(n, outputs, *strides, *space)
-    # (n, out, s1, s2, ..., i1, i2, ...) -> (n, out, i1, s1, i2, s2, ...)
-    y = y.permute(0, 1, *[axis for i in range(d) for axis in (2 + d + i, 2 + i)])
-    return y.reshape(n, outputs, *[s * m for s, m in zip(strides, space)])
 
 
 class WalrusEncoder(nn.Module):

@@ -11,6 +11,7 @@ import warnings
 import typer
 from huggingface_hub.errors import StrictDataclassError
 
+from ..bench.allocator import keep_freed_memory
 from . import convert, demo, evaluate, forecast, info
 
 app = typer.Typer(
@@ -36,6 +37,7 @@ def main() -> None:
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
+    keep_freed_memory()
     # A command shows its own progress bar, and its errors say what the libraries would log on the way.
     logging.disable_progress_bar()
     logging.set_verbosity_error()

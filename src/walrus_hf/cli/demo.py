@@ -28,6 +28,7 @@ def demo(
     overwrite: Overwrite = False,
 ) -> None:
     """Simulate two kinds of flow, train a tiny model on them, and forecast unseen trajectories."""
+    from ..pipeline_walrus import WalrusPipeline
     from ..plotting import animate, plot_error_growth
 
     missing = sorted({extra for package, extra in NEEDS.items() if find_spec(package) is None})
@@ -41,8 +42,9 @@ def demo(
     _train(output, minutes)
     curves: dict[str, dict] = {"Walrus": {}, "persistence": {}}
     rows = []
+    pipe = WalrusPipeline.from_pretrained(output / "model")
     for name in SCENARIOS:
-        forecast, truth, scores = _forecast(output, name)
+        forecast, truth, scores = _forecast(pipe, output / "unseen" / f"{name}.hdf5")
         for who, errors in scores.items():
             curves[who][name.replace("_", " ")] = errors
         rows += [
@@ -106,16 +108,13 @@ def _train(output: Path, minutes: float) -> None:
         raise OSError("the training stopped with the error above")
 
 
-def _forecast(output: Path, name: str):
+def _forecast(pipe, path: Path):
     """Forecast, truth, and the VRMSE of model and persistence, mean over fields, at each lead time."""
     import numpy as np
 
     from ..data.well import load_well
     from ..metrics import persistence, score
-    from ..pipeline_walrus import WalrusPipeline
 
-    pipe = WalrusPipeline.from_pretrained(output / "model")
-    path = output / "unseen" / f"{name}.hdf5"
     context, truth = load_well(path, frames=FIRST), load_well(path, start=FIRST, frames=STEPS)
     forecast = pipe.predict(context, STEPS, seed=0)
     candidates = {"Walrus": forecast, "persistence": persistence(context, STEPS)}

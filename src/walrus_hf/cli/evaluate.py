@@ -21,7 +21,7 @@ from .options import (
     Tokens,
     check_output,
     load_pipeline,
-    print_table,
+    print_scores,
     writing,
 )
 
@@ -82,15 +82,8 @@ def evaluate(
         }
         for who in ("model", "persistence")
     }
-    windows = list(medians["model"]["all fields"])
-    print_table(
-        f"VRMSE, median over {len(results)} trajectories (persistence in brackets)",
-        ["field", *(f"steps {w}" for w in windows)],
-        [
-            [field, *(f"{values[w]:.4f} ({medians['persistence'][field][w]:.4f})" for w in windows)]
-            for field, values in medians["model"].items()
-        ],
-    )
+    title = f"VRMSE, median over {len(results)} trajectories (persistence in brackets)"
+    print_scores(title, medians["model"], medians["persistence"])
     if json_file is not None:
         settings = {
             "model": model, "revision": revision, "data": data, "from": first, "steps": length, "seed": seed,

@@ -19,7 +19,7 @@ from .options import (
     check_output,
     check_plot,
     load_pipeline,
-    print_table,
+    print_scores,
     writing,
 )
 
@@ -88,9 +88,7 @@ def _print_scores(pipe, context, predicted, truth) -> None:
 
     scores = pipe.evaluate(predicted, truth)
     still = pipe.evaluate(persistence(context, predicted.num_frames), truth)
-    windows = list(next(iter(scores.values())))
-    rows = [[name, *(f"{scores[name][w]:.4f} ({still[name][w]:.4f})" for w in windows)] for name in scores]
-    print_table("VRMSE against the file (persistence in brackets)", ["field", *(f"steps {w}" for w in windows)], rows)
+    print_scores("VRMSE against the file (persistence in brackets)", scores, still)
 
 
 def _draw(predicted, truth, path: Path, overwrite: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -110,3 +110,12 @@ def print_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) 
     console = Console()
     console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
     console.print(table)
+
+
+def print_scores(
+    title: str, scores: Mapping[str, Mapping[str, float]], still: Mapping[str, Mapping[str, float]]
+) -> None:
+    """VRMSE by field and window of lead time, with persistence in brackets."""
+    windows = list(next(iter(scores.values())))
+    rows = [[name, *(f"{scores[name][w]:.4f} ({still[name][w]:.4f})" for w in windows)] for name in scores]
+    print_table(title, ["field", *(f"steps {w}" for w in windows)], rows)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..fields import Trajectory
+from ...fields import Trajectory
 
 # (feed, kill) of four of the six regimes of The Well's gray_scott_reaction_diffusion; in the other two, bubbles and
 # worms, next to nothing happens within a short trajectory.

@@ -11,7 +11,7 @@ import jax
 from scipy.integrate import solve_ivp
 
 from walrus_hf import metrics
-from walrus_hf.data import simulate
+from walrus_hf.data.simulate import periodic as simulate
 from walrus_hf.data.simulate import gray_scott, shear_flow, solve_gray_scott, solve_shear_flow
 
 

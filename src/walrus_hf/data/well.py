@@ -49,7 +49,7 @@ class WellInfo:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Stored:
+class StoredField:
     """One field in a file. `stored` is its shape over the axes, with 1 for an axis along which it does not vary."""
 
     name: str
@@ -83,9 +83,9 @@ def load_well(path: str | os.PathLike, trajectory: int = 0, start: int = 0, fram
     """
     for number in (trajectory, start, 0 if frames is None else frames):
         operator.index(number)
-    with _open_well(path) as file:
-        axes, grid = _axes_and_grid(file)
-        count, available = _count_trajectories(file), _count_frames(file)
+    with open_well(path) as file:
+        axes, grid = axes_and_grid(file)
+        count, available = count_trajectories(file), count_frames(file)
         if not 0 <= trajectory < count:
             raise ValueError(f"trajectory={trajectory}: expected 0 to {count - 1}, the file holds {count}")
         if not 0 <= start < available:
@@ -94,7 +94,7 @@ def load_well(path: str | os.PathLike, trajectory: int = 0, start: int = 0, fram
         if not start < stop <= available:
             raise ValueError(f"frames={frames}: expected 1 to {available - start}, the frames left from frame {start}")
 
-        found = list(_stored_fields(file))
+        found = list(stored_fields(file))
         members = list(_stored_members(file, found))
         _check_memory(found + members, grid, stop - start)
         values = {field.name: _read_field(field, grid, trajectory, start, stop) for field in found}
@@ -106,15 +106,15 @@ def load_well(path: str | os.PathLike, trajectory: int = 0, start: int = 0, fram
         return Trajectory(
             fields={name: array for name, array in values.items() if name in varying},
             constant_fields={name: array for name, array in values.items() if name not in varying},
-            boundary_conditions=_boundary_conditions(file, trajectory),
+            boundary_conditions=boundary_conditions(file, trajectory),
             axes=axes,
             dt=dt,
             time=time,
             name=_trajectory_name(file, trajectory),
             coordinates=_coordinates(file, trajectory),
             obstacle_mask=obstacles,
-            ensemble={field.name: _native(field.dataset[trajectory, :, start:stop]) for field in members} or None,
-            grid_type=_text(file.attrs.get("grid_type", "cartesian")),
+            ensemble={field.name: native(field.dataset[trajectory, :, start:stop]) for field in members} or None,
+            grid_type=text_of(file.attrs.get("grid_type", "cartesian")),
         )
 
 
@@ -124,19 +124,19 @@ def well_info(path: str | os.PathLike) -> WellInfo:
     Raises:
         The errors of `load_well`.
     """
-    with _open_well(path) as file:
-        axes, grid = _axes_and_grid(file)
-        found = list(_stored_fields(file))
+    with open_well(path) as file:
+        axes, grid = axes_and_grid(file)
+        found = list(stored_fields(file))
         return WellInfo(
-            dataset_name=_dataset_name(file),
-            trajectories=_count_trajectories(file),
-            frames=_count_frames(file),
+            dataset_name=dataset_name(file),
+            trajectories=count_trajectories(file),
+            frames=count_frames(file),
             axes=axes,
             grid=grid,
-            grid_type=_text(file.attrs.get("grid_type", "cartesian")),
+            grid_type=text_of(file.attrs.get("grid_type", "cartesian")),
             fields={field.name: field.rank for field in found if field.time_varying},
             constant_fields={field.name: field.rank for field in found if not field.time_varying},
-            boundary_conditions=_boundary_conditions(file, trajectory=0),
+            boundary_conditions=boundary_conditions(file, trajectory=0),
         )
 
 
@@ -170,7 +170,7 @@ def time_step(times: np.ndarray, stated: float | None = None) -> float:
 
 
 @contextlib.contextmanager
-def _open_well(path: str | os.PathLike) -> Iterator[Any]:
+def open_well(path: str | os.PathLike) -> Iterator[Any]:
     """The open file, checked for references to other files; every error inside is one line that names the file."""
     location = os.fspath(path)
     with _open_source(location) as source:
@@ -248,7 +248,7 @@ def _refuse_other_files(file: Any) -> None:
 _COPY = "if you trust the file, copy the data into one file"
 
 
-def _axes_and_grid(file: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def axes_and_grid(file: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
     for group in ("dimensions", "boundary_conditions", *FIELD_GROUPS):
         if not isinstance(file.get(group), h5py.Group):
             raise ValueError(
@@ -263,11 +263,11 @@ def _axes_and_grid(file: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
 def _dimension(file: Any, name: str) -> Any:
     """The data set `dimensions/<name>`, (N) or (B, N), B being the number of trajectories."""
     dataset = _dataset(file["dimensions"], name)
-    _check_stored(dataset)
-    per_sample = _flag(dataset, "sample_varying")
-    if _flag(dataset, "time_varying", default=False):
+    check_stored(dataset)
+    per_sample = flag_of(dataset, "sample_varying")
+    if flag_of(dataset, "time_varying", default=False):
         raise ValueError(f"dimensions/{name}: expected a grid at rest, found one that changes in time")
-    lead = (_count_trajectories(file),) if per_sample else ()
+    lead = (count_trajectories(file),) if per_sample else ()
     if dataset.ndim != len(lead) + 1 or dataset.shape[:-1] != lead or not dataset.shape[-1]:
         raise ValueError(
             f"dimensions/{name}: expected shape (n) or, sample_varying, (trajectories, n), found {dataset.shape}"
@@ -275,21 +275,21 @@ def _dimension(file: Any, name: str) -> Any:
     return dataset
 
 
-def _count_trajectories(file: Any) -> int:
+def count_trajectories(file: Any) -> int:
     count = np.ravel(_attribute(file, "n_trajectories"))
     if count.dtype.kind not in "iu" or len(count) != 1 or count[0] < 1:
         raise ValueError(f"n_trajectories: expected a whole number of at least 1, found {shorten(count)}")
     return int(count[0])
 
 
-def _count_frames(file: Any) -> int:
+def count_frames(file: Any) -> int:
     return int(_dimension(file, "time").shape[-1])
 
 
-def _stored_fields(file: Any) -> Iterator[_Stored]:
+def stored_fields(file: Any) -> Iterator[StoredField]:
     """The fields of all three groups, their shapes checked against the axes."""
-    axes, grid = _axes_and_grid(file)
-    count, frames = _count_trajectories(file), _count_frames(file)
+    axes, grid = axes_and_grid(file)
+    count, frames = count_trajectories(file), count_frames(file)
     names: set[str] = set()
     for rank, group in enumerate(FIELD_GROUPS):
         for name in _texts(file[group], "field_names"):
@@ -297,7 +297,7 @@ def _stored_fields(file: Any) -> Iterator[_Stored]:
                 raise ValueError(f"{group}/{name}: expected each field once, found it twice")
             names.add(name)
             dataset = _dataset(file[group], name)
-            sample_varying, time_varying = _flag(dataset, "sample_varying"), _flag(dataset, "time_varying")
+            sample_varying, time_varying = flag_of(dataset, "sample_varying"), flag_of(dataset, "time_varying")
             varying = np.atleast_1d(np.asarray(_attribute(dataset, "dim_varying"), dtype=bool))
             if varying.shape != (len(axes),):
                 raise ValueError(f"{dataset.name}: expected dim_varying for the axes {axes}, found {varying.tolist()}")
@@ -311,13 +311,13 @@ def _stored_fields(file: Any) -> Iterator[_Stored]:
                     f"{dataset.name}: expected shape {(*lead, *kept, *components)} (one component an axis), "
                     f"found {dataset.shape}"
                 )
-            yield _Stored(name, rank, dataset, sample_varying, time_varying, kept)
+            yield StoredField(name, rank, dataset, sample_varying, time_varying, kept)
 
 
-def _stored_members(file: Any, found: list[_Stored]) -> Iterator[_Stored]:
+def _stored_members(file: Any, found: list[StoredField]) -> Iterator[StoredField]:
     """The members of an ensemble forecast, `ensemble/<field>` of shape (B, members, T, *grid, [d], [d])."""
-    _, grid = _axes_and_grid(file)
-    count, frames = _count_trajectories(file), _count_frames(file)
+    _, grid = axes_and_grid(file)
+    count, frames = count_trajectories(file), count_frames(file)
     group = file.get("ensemble", {})
     ranks = {field.name: field.rank for field in found if field.time_varying}
     for name in group:
@@ -328,16 +328,16 @@ def _stored_members(file: Any, found: list[_Stored]) -> Iterator[_Stored]:
                 f"{dataset.name}: expected the members of one of the fields {sorted(ranks)}, shape "
                 f"({count}, members, {str(tail)[1:]}, found {dataset.shape}"
             )
-        yield _Stored(name, ranks[name], dataset, True, True, (dataset.shape[1], *grid))
+        yield StoredField(name, ranks[name], dataset, True, True, (dataset.shape[1], *grid))
 
 
-def _read_field(field: _Stored, grid: tuple[int, ...], trajectory: int, start: int, stop: int) -> np.ndarray:
+def _read_field(field: StoredField, grid: tuple[int, ...], trajectory: int, start: int, stop: int) -> np.ndarray:
     """([T], *grid, [d], [d]) of one trajectory, the axes along which it does not vary filled up."""
     index: tuple[Any, ...] = (trajectory,) * field.sample_varying + (slice(start, stop),) * field.time_varying
     lead = (stop - start,) * field.time_varying
     components = (len(grid),) * field.rank
     values = field.dataset[index].reshape(*lead, *field.stored, *components)
-    return np.ascontiguousarray(np.broadcast_to(_native(values), (*lead, *grid, *components)))
+    return np.ascontiguousarray(np.broadcast_to(native(values), (*lead, *grid, *components)))
 
 
 def _time_and_step(file: Any, trajectory: int, start: int, stop: int) -> tuple[float, float]:
@@ -352,28 +352,28 @@ def _time_and_step(file: Any, trajectory: int, start: int, stop: int) -> tuple[f
 
 def _coordinates(file: Any, trajectory: int) -> dict[str, np.ndarray]:
     coordinates = {}
-    for axis in _axes_and_grid(file)[0]:
+    for axis in axes_and_grid(file)[0]:
         dataset = _dimension(file, axis)
-        if not _flag(dataset, "cell_numbers", default=False):  # save_well had none to write
+        if not flag_of(dataset, "cell_numbers", default=False):  # save_well had none to write
             coordinates[axis] = _read(dataset)[trajectory] if dataset.ndim == 2 else _read(dataset)
     return coordinates
 
 
-def _boundary_conditions(file: Any, trajectory: int) -> dict[str, tuple[BoundaryCondition, BoundaryCondition]]:
+def boundary_conditions(file: Any, trajectory: int) -> dict[str, tuple[BoundaryCondition, BoundaryCondition]]:
     """Kinds of the low and the high side, read as The Well reads its masks; a side that no mask covers is open."""
-    axes, grid = _axes_and_grid(file)
+    axes, grid = axes_and_grid(file)
     sides = {axis: [BoundaryCondition.OPEN, BoundaryCondition.OPEN] for axis in axes}
     for name, group in file["boundary_conditions"].items():
-        kind = BoundaryCondition.parse(_text(_attribute(group, "bc_type")))
+        kind = BoundaryCondition.parse(text_of(_attribute(group, "bc_type")))
         dims = _texts(group, "associated_dims")
         if not dims or not set(dims) <= set(axes):
             raise ValueError(f"boundary {name!r}: expected associated_dims among the axes {axes}, found {dims}")
-        if _flag(group, "time_varying", default=False):
+        if flag_of(group, "time_varying", default=False):
             raise ValueError(f"boundary {name!r}: expected one that stays the same, found one that changes in time")
         mask = _dataset(group, "mask")
         shape = tuple(grid[axes.index(dim)] for dim in dims)
-        if _flag(group, "sample_varying", default=False):
-            shape = (_count_trajectories(file), *shape)
+        if flag_of(group, "sample_varying", default=False):
+            shape = (count_trajectories(file), *shape)
         if mask.shape != shape:
             raise ValueError(f"boundary {name!r}: expected a mask of shape {shape}, found {mask.shape}")
         holds = _read(mask)[trajectory] if len(shape) > len(dims) else _read(mask)
@@ -389,27 +389,27 @@ def _boundary_conditions(file: Any, trajectory: int) -> dict[str, tuple[Boundary
 
 def _trajectory_name(file: Any, trajectory: int) -> str | None:
     if "trajectory_names" not in file:
-        return f"{_dataset_name(file)}_{trajectory}"
-    return _text(file["trajectory_names"][trajectory]) or None
+        return f"{dataset_name(file)}_{trajectory}"
+    return text_of(file["trajectory_names"][trajectory]) or None
 
 
-def _dataset_name(file: Any) -> str:
-    return _text(file.attrs.get("dataset_name", "unnamed"))
+def dataset_name(file: Any) -> str:
+    return text_of(file.attrs.get("dataset_name", "unnamed"))
 
 
 def _read(dataset: Any) -> np.ndarray:
     """All of a small data set, checked first."""
-    _check_stored(dataset)
-    _refuse_too_large(dataset.name, math.prod(dataset.shape) * dataset.dtype.itemsize)
-    return _native(dataset[()])
+    check_stored(dataset)
+    refuse_too_large(dataset.name, math.prod(dataset.shape) * dataset.dtype.itemsize)
+    return native(dataset[()])
 
 
-def _native(values: np.ndarray) -> np.ndarray:
+def native(values: np.ndarray) -> np.ndarray:
     """The same numbers in the byte order of this machine, which torch needs."""
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
-def _check_stored(dataset: Any) -> None:
+def check_stored(dataset: Any) -> None:
     """Refuse what is no array of real numbers, or a header that declares more than the file holds.
 
     HDF5 reads what was never written as zeros, which would pass for data.
@@ -433,18 +433,18 @@ def _check_stored(dataset: Any) -> None:
         )
 
 
-def _check_memory(found: list[_Stored], grid: tuple[int, ...], frames: int) -> None:
+def _check_memory(found: list[StoredField], grid: tuple[int, ...], frames: int) -> None:
     """All fields must be stored as declared, and the frames asked for must fit into memory, filled up."""
     total = 0
     for field in found:
-        _check_stored(field.dataset)
+        check_stored(field.dataset)
         cells = max(math.prod(grid), math.prod(field.stored)) * (frames if field.time_varying else 1)
         total += cells * len(grid) ** field.rank * field.dataset.dtype.itemsize
         total = max(total, math.prod(field.dataset.chunks or (0,)) * field.dataset.dtype.itemsize)
-    _refuse_too_large(f"{frames} frames", total)
+    refuse_too_large(f"{frames} frames", total)
 
 
-def _refuse_too_large(what: str, needed: int) -> None:
+def refuse_too_large(what: str, needed: int) -> None:
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not on Windows
@@ -469,17 +469,17 @@ def _attribute(item: Any, name: str) -> Any:
     return item.attrs[name]
 
 
-def _flag(item: Any, name: str, default: bool | None = None) -> bool:
+def flag_of(item: Any, name: str, default: bool | None = None) -> bool:
     value = _attribute(item, name) if default is None else item.attrs.get(name, default)
     return bool(np.all(value))
 
 
 def _texts(item: Any, name: str) -> tuple[str, ...]:
     value = _attribute(item, name)
-    return () if isinstance(value, h5py.Empty) else tuple(_text(part) for part in np.atleast_1d(value))
+    return () if isinstance(value, h5py.Empty) else tuple(text_of(part) for part in np.atleast_1d(value))
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 

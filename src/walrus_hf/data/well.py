@@ -28,6 +28,7 @@ import h5py
 import numpy as np
 
 from ..fields import BoundaryCondition, Trajectory, check_sides
+from .remote import BufferedRangeFile, open_range_file
 
 FIELD_GROUPS = ("t0_fields", "t1_fields", "t2_fields")
 OBSTACLE_MASK = "obstacle_mask"
@@ -189,31 +190,26 @@ def open_well(path: str | os.PathLike) -> Iterator[Any]:
             ) from error
 
 
-def _open_source(location: str) -> contextlib.AbstractContextManager[Any]:
+@contextlib.contextmanager
+def _open_source(location: str) -> Iterator[Any]:
     """What h5py shall open: the local path itself, or the open remote file."""
     if "://" not in location:
         if os.path.isdir(location):
             raise IsADirectoryError(f"{location}: expected an HDF5 file, found a directory; name one file in it")
         if not os.path.isfile(location):
             raise FileNotFoundError(f"{location}: expected an HDF5 file, found none; check the path")
-        return contextlib.nullcontext(location)
-    try:
-        import fsspec
-    except ImportError:
-        raise ImportError(f"{location}: reading from a URL needs fsspec: pip install 'walrus-hf[data]'") from None
-    try:
-        filesystem, path = fsspec.core.url_to_fs(location)
-        # HDF5 jumps between its index and the data: kept blocks save most of the requests.
-        return filesystem.open(path, "rb", cache_type="blockcache", block_size=4 * 2**20)
-    except ImportError:
-        raise  # fsspec says what this protocol needs
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{location}: expected an HDF5 file, found none; check the address") from None
-    except Exception as error:  # every protocol has its own
-        raise OSError(
-            f"{location}: expected an address that can be opened, found {type(error).__name__}: {one_line(error)}; "
-            "check the address, the connection and your access rights"
-        ) from error
+        yield location
+        return
+    # HDF5 jumps between its index and the data: kept blocks save most of the requests.
+    with BufferedRangeFile(open_range_file(location)) as file:
+        try:
+            yield file
+        except Exception as error:
+            if file.failure not in (None, error):  # what h5py made of it, such as a missing group, is not the cause
+                raise file.failure from error
+            raise
+        if file.failure is not None:
+            raise file.failure
 
 
 def _refuse_other_files(file: Any) -> None:

@@ -163,31 +163,47 @@ class WalrusProcessor(FeatureExtractionMixin):
         channels = self.channels(trajectory)
         constants = self.channels(trajectory, constant=True)
         trajectory.check_finite()
-        sides = [*trajectory.boundary_ids(), *[(int(BoundaryCondition.PERIODIC),) * 2] * (3 - len(trajectory.axes))]
-        data: dict[str, Any] = {
-            "field_values": _stack(channels, trajectory.fields, (trajectory.num_frames, *trajectory.grid))[None],
-            "field_ids": self._ids(channels),
-            "padded_channels": torch.tensor([[channel.component is None for channel in channels]]),
-            "boundary_conditions": torch.tensor([sides]),
-        }
-        if constants:
-            data["constant_values"] = _stack(constants, trajectory.constant_fields, (1, *trajectory.grid))
-            data["constant_ids"] = self._ids(constants)
+        data: dict[str, Any] = self.static_inputs(trajectory)
+        values = stack_channels(channels, trajectory.fields, (trajectory.num_frames, *trajectory.grid))[None]
         if trajectory.obstacle_mask is not None:
             mask = torch.from_numpy(_lift(trajectory.obstacle_mask, len(trajectory.axes)))[None]
             # Forecasts are zero inside obstacles; other values in the given frames would be a jump that sets the scale.
             data["obstacle_mask"] = mask
-            data["field_values"] = data["field_values"].masked_fill(mask[:, None, None], 0.0)
-        if self.global_scales is not None:
-            data["value_scales"] = self._global(channels, "rms")
-            data["change_scales"] = self._global(channels, "rms_delta")
+            values = values.masked_fill(mask[:, None, None], 0.0)
+        if constants:
+            data["constant_values"] = stack_channels(constants, trajectory.constant_fields, (1, *trajectory.grid))
+        data["field_values"] = values
         if plan is not None:
             grid = (*trajectory.grid, *[1] * (3 - len(trajectory.grid)))
+            sides = data["boundary_conditions"][0].tolist()
             kinds = [pair for pair, n in zip(plan.boundaries, grid) if n > 1]
             if plan.grid != grid or kinds != [tuple(pair) for pair, n in zip(sides, grid) if n > 1]:
                 raise ValueError(f"plan: made for another grid or other boundaries ({plan.grid}) than {trajectory}")
             data["plan"] = plan
         return BatchFeature(data)
+
+    def static_inputs(self, trajectory: Trajectory) -> dict[str, Tensor]:
+        """The inputs that follow from names, axes and boundaries alone, as a batch of one.
+
+        Returns:
+            `field_ids` and `padded_channels` `(1, C)`, `boundary_conditions` `(1, 3, 2)`; where the trajectory has
+            constant fields `constant_ids` `(1, K)`; where the processor holds global scales `value_scales` and
+            `change_scales` `(1, C)`.
+        """
+        channels = self.channels(trajectory)
+        constants = self.channels(trajectory, constant=True)
+        sides = [*trajectory.boundary_ids(), *[(int(BoundaryCondition.PERIODIC),) * 2] * (3 - len(trajectory.axes))]
+        data = {
+            "field_ids": self._ids(channels),
+            "padded_channels": torch.tensor([[channel.component is None for channel in channels]]),
+            "boundary_conditions": torch.tensor([sides]),
+        }
+        if constants:
+            data["constant_ids"] = self._ids(constants)
+        if self.global_scales is not None:
+            data["value_scales"] = self._global(channels, "rms")
+            data["change_scales"] = self._global(channels, "rms_delta")
+        return data
 
     def postprocess(self, prediction: Tensor, trajectory: Trajectory) -> Trajectory:
         """Forecast frames as a trajectory with the names, axes and rank of the one they follow.
@@ -386,7 +402,7 @@ def _lift(values: np.ndarray, spatial: int) -> np.ndarray:
     return values.reshape(*values.shape, *[1] * (3 - spatial))
 
 
-def _stack(channels: list[Channel], arrays: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> Tensor:
+def stack_channels(channels: list[Channel], arrays: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> Tensor:
     """`(T, C, H, W, D)` float32; `shape` is `(T, *grid)`."""
     stacked = np.zeros((shape[0], len(channels), *shape[1:]), dtype=np.float32)
     for i, channel in enumerate(channels):

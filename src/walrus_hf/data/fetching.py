@@ -1,0 +1,229 @@
+"""One part of a trajectory: its byte ranges fetched side by side into memory, then stacked into channels."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import IO, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..processing_walrus import stack_channels
+from .flowbench import load_flowbench
+from .index import ScenarioIndex
+from .manifest import FieldLayout, FileManifest
+from .remote import BufferedRangeFile, RangeFile
+from .well import OBSTACLE_MASK, native, one_line, open_well_file
+
+# A range is cut into pieces that are fetched side by side: one stream of most stores is far slower than the line.
+PIECE_BYTES = 8 * 2**20
+
+Runs = tuple[tuple[int, int], ...]
+
+
+class DamagedFileError(ValueError):
+    """Bytes that arrived but cannot be used: not finite, or not in the declared layout."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """`frames` (n, C, H, W, D) float32 of the runs in order; `constants` (K, H, W, D); `obstacle` (H, W, D) bool."""
+
+    frames: Tensor
+    constants: Tensor | None
+    obstacle: Tensor | None
+
+
+class RawPart:
+    """Arrays of one trajectory as the file holds them, and the work that fills them.
+
+    Args:
+        manifest: the file's layout.
+        source: the file.
+        geometry: FlowBench's file with the obstacle, where there is one.
+        trajectory, runs: which frames, `((first, stop), ...)`.
+        skip: names of fields that are not fetched; their arrays are zero.
+    """
+
+    def __init__(
+        self,
+        manifest: FileManifest,
+        source: RangeFile,
+        geometry: RangeFile | None,
+        trajectory: int,
+        runs: Runs,
+        skip: tuple[str, ...] = (),
+    ) -> None:
+        self.manifest, self.source, self.geometry = manifest, source, geometry
+        self.trajectory, self.runs = trajectory, runs
+        self.frames = sum(stop - first for first, stop in runs)
+        self.fields = [field for field in manifest.fields if field.name not in skip]
+        self.arrays = {
+            field.name: np.zeros(self._shape(field), dtype=field.dtype)
+            if field.name in skip
+            else np.empty(self._shape(field), dtype=field.dtype)
+            for field in manifest.fields
+        }
+
+    def _shape(self, field: FieldLayout) -> tuple[int, ...]:
+        return (self.frames if field.time_varying else 1, *field.frame_shape)
+
+    def jobs(self) -> Iterator[Callable[[], None]]:
+        """Pieces of work that may run at the same time, in any order."""
+        if self.manifest.format == "flowbench":
+            yield self._load_flowbench
+            return
+        for field in self.fields:
+            if field.kind != "library":
+                yield from self._range_jobs(field)
+        if any(field.kind == "library" for field in self.fields):
+            yield self._load_by_library
+
+    def _range_jobs(self, field: FieldLayout) -> Iterator[Callable[[], None]]:
+        target = self.arrays[field.name].reshape(-1).view(np.uint8).data
+        filled = 0
+        for first, stop in self.runs if field.time_varying else ((0, 1),):
+            for start, end in field.ranges(self.trajectory, first, stop, self.manifest.frames):
+                for begin in range(start, end, PIECE_BYTES):
+                    size = min(PIECE_BYTES, end - begin)
+                    yield _Piece(self.source, begin, target[filled : filled + size])
+                    filled += size
+
+    def _load_by_library(self) -> None:
+        """Compressed or oddly chunked fields: h5py decodes them."""
+        with open_well_file(self.source.url, BufferedRangeFile(self.source)) as file:
+            for field in self.fields:
+                if field.kind != "library":
+                    continue
+                row = (self.trajectory,) * field.sample_varying
+                done = 0
+                for first, stop in self.runs if field.time_varying else ((0, 1),):
+                    index = (*row, slice(first, stop)) if field.time_varying else row
+                    values = np.reshape(file[field.path][index], (stop - first, *field.frame_shape))
+                    self.arrays[field.name][done : done + stop - first] = values
+                    done += stop - first
+
+    def _load_flowbench(self) -> None:
+        """An archive is one trajectory, mostly compressed: it is read from its front up to the last frame."""
+        first, stop = self.runs[0][0], self.runs[-1][1]
+        geometry = None if self.geometry is None else cast(IO[bytes], BufferedRangeFile(self.geometry))
+        trajectory = load_flowbench(cast(IO[bytes], BufferedRangeFile(self.source)), first, stop - first, geometry)
+        kept = np.concatenate([np.arange(begin, end) for begin, end in self.runs]) - first
+        for name, values in trajectory.fields.items():
+            self.arrays[name][...] = values[kept]
+        if trajectory.obstacle_mask is not None:
+            self.arrays[OBSTACLE_MASK] = trajectory.obstacle_mask[None]
+
+    def filled(self) -> dict[str, np.ndarray]:
+        """Native arrays (n or 1, *grid, [d], [d]), the axes along which a field does not vary filled up."""
+        grid = self.manifest.grid
+        ranks = {field.name: field.rank for field in self.manifest.fields}
+        return {
+            name: np.broadcast_to(native(values), (len(values), *grid, *(len(grid),) * ranks.get(name, 0)))
+            for name, values in self.arrays.items()
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+    source: RangeFile
+    start: int
+    target: memoryview
+
+    def __call__(self) -> None:
+        self.source.read_into(self.start, self.target)
+
+
+class PartFetch:
+    """A part on its way, or here: `start` it, then ask for the `result`."""
+
+    def __init__(self, index: ScenarioIndex, file: int, trajectory: int, runs: Runs) -> None:
+        self.index, self.file, self.trajectory, self.runs = index, file, trajectory, runs
+        frames = sum(stop - first for first, stop in runs) + len(index.constants) // max(len(index.channels), 1)
+        self.nbytes = frames * index.frame_bytes
+        self._raw: RawPart | None = None
+        self._waiting: list[tuple[Future, Callable[[], None]]] = []
+        self._loaded: Loaded | None = None
+        self._lock = threading.Lock()
+
+    def start(
+        self, source: RangeFile, geometry: RangeFile | None, submit: Callable[[Callable[[], None]], Future]
+    ) -> None:
+        """Hand the work to a pool; what still waits in another pool moves to this one."""
+        with self._lock:
+            if self._loaded is not None:
+                return
+            if self._raw is None:
+                entry = self.index.manifest.files[self.file]
+                self._raw = RawPart(entry, source, geometry, self.trajectory, self.runs, self.index.zero_fields)
+                self._waiting = [(submit(job), job) for job in self._raw.jobs()]
+            else:
+                self._waiting = [
+                    (submit(job), job) if future.cancel() else (future, job) for future, job in self._waiting
+                ]
+
+    def cancel(self) -> None:
+        with self._lock:
+            for future, _ in self._waiting:
+                future.cancel()
+
+    def result(self) -> Loaded:
+        """Wait for the bytes and stack them.
+
+        Raises:
+            OSError: bytes that could not be had.
+            DamagedFileError: bytes that cannot be used.
+        """
+        with self._lock:
+            if self._loaded is None:
+                assert self._raw is not None, "started first"
+                for future, _ in self._waiting:
+                    try:
+                        future.result()
+                    except ValueError as error:
+                        raise DamagedFileError(f"{self._where()}: {one_line(error)}") from error
+                self._loaded = self._stack(self._raw.filled())
+                self._raw, self._waiting = None, []
+            return self._loaded
+
+    def _stack(self, arrays: dict[str, np.ndarray]) -> Loaded:
+        index = self.index
+        grid = index.template.grid
+        lifted = (*grid, *(1,) * (3 - len(grid)))
+        masks = arrays.pop(OBSTACLE_MASK, None)
+        obstacle = None if masks is None else torch.from_numpy(masks[0].reshape(lifted) != 0)
+        try:
+            count = len(arrays[next(iter(index.template.fields))])
+            frames = stack_channels(index.channels, arrays, (count, *grid))
+            constants = stack_channels(index.constants, arrays, (1, *grid))[0] if index.constants else None
+        except ValueError as error:
+            raise DamagedFileError(f"{self._where()}: {one_line(error)}") from error
+        if obstacle is not None:  # forecasts are zero there; another value would be a jump that sets the scale
+            frames.masked_fill_(obstacle, 0.0)
+        for what, values in (("fields", frames), ("constant fields", constants)):
+            if values is not None and not bool(torch.isfinite(values).all()):
+                bad = values.numel() - int(torch.isfinite(values).sum())
+                raise DamagedFileError(
+                    f"{self._where()}: expected finite numbers, found {bad} NaN or infinite of {values.numel()} in the "
+                    f"{what}; leave the file out or download it again"
+                )
+        return Loaded(frames, constants, obstacle)
+
+    def _where(self) -> str:
+        frames = ", ".join(f"{first} to {stop - 1}" for first, stop in self.runs)
+        url = self.index.manifest.url(self.file)
+        return f"source {self.index.name!r}, {url}, trajectory {self.trajectory}, frames {frames}"
+
+
+def read_arrays(
+    manifest: FileManifest, source: RangeFile, geometry: RangeFile | None, trajectory: int, first: int, stop: int
+) -> dict[str, np.ndarray]:
+    """Frames `first:stop` of one trajectory as the file names them, read now in this thread."""
+    raw = RawPart(manifest, source, geometry, trajectory, ((first, stop),))
+    for job in raw.jobs():
+        job()
+    return raw.filled()

@@ -1,0 +1,248 @@
+"""Descriptors to batches: parts of trajectories are fetched, kept while windows need them, and fetched ahead.
+
+A descriptor is a small dictionary of whole numbers that a plan writes (plan.py):
+
+    source    number of the source
+    windows   [[file, trajectory, start, stride], ...], one for each row of the batch
+    parts     [[file, trajectory, [[first, stop], ...]], ...], the frames fetched for each row: those of its block
+    ahead     parts that later descriptors want
+    done      parts that none wants any more
+    key       whole numbers that name the batch; augmentation draws from them
+
+Only `source` and `windows` are needed: without the others, the frames of each window are fetched by themselves.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import os
+import threading
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+from .augment import augment
+from .fetching import DamagedFileError, Loaded, PartFetch, Runs
+from .index import ScenarioIndex, runs_of
+from .remote import ChangedFileError, RangeFile
+
+THREADS = 8
+# With `skip_damaged` these are counted and replaced; a store that does not answer is an error all the same.
+SKIPPED = (DamagedFileError, ChangedFileError, FileNotFoundError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Frames of a trajectory that are fetched together."""
+
+    source: int
+    file: int
+    trajectory: int
+    runs: Runs
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """One window of a batch: (file, trajectory, start, stride), and the part that holds its frames."""
+
+    window: tuple[int, int, int, int]
+    part: Part
+    loaded: Loaded
+
+
+class BatchReader:
+    """`read(descriptor) -> batch`. Threads and connections belong to one process; copies start without them.
+
+    Args:
+        indexes: the sources, in the order of the descriptors' numbers.
+        cache_bytes: bound of what is kept and fetched ahead, in each process; one batch's needs may go beyond it.
+        threads: ranges that are fetched at the same time.
+        augmented: rotate each batch by its key (augment.py).
+        skip_damaged: replace windows of files that are damaged, changed or gone by windows of the same source's next
+            file, count them in `damaged` and warn, instead of raising.
+    """
+
+    def __init__(
+        self,
+        indexes: Sequence[ScenarioIndex],
+        cache_bytes: int = 512 * 2**20,
+        threads: int = THREADS,
+        augmented: bool = False,
+        skip_damaged: bool = False,
+    ) -> None:
+        self.indexes = list(indexes)
+        self.cache_bytes, self.threads = cache_bytes, threads
+        self.augmented, self.skip_damaged = augmented, skip_damaged
+        self.damaged: collections.Counter[str] = collections.Counter()
+        self._start()
+
+    def _start(self) -> None:
+        self._process = os.getpid()
+        self._kept: collections.OrderedDict[Part, PartFetch] = collections.OrderedDict()
+        self._files: dict[tuple[int, int], tuple[RangeFile, RangeFile | None]] = {}
+        self._pools: dict[bool, ThreadPoolExecutor] = {}
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._start()
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory of all parts that are kept or on their way."""
+        return sum(fetch.nbytes for fetch in self._kept.values())
+
+    def __call__(self, descriptor: Mapping[str, Any]) -> dict[str, Any]:
+        return self.read(descriptor)
+
+    def read(self, descriptor: Mapping[str, Any]) -> dict[str, Any]:
+        """The batch of a descriptor: model inputs, and `source` and `window`, which the collator takes off.
+
+        Returns:
+            `field_values` and `labels` (B, T - 1, C, H, W, D) float32, both views of the T frames; `field_ids` and
+            `padded_channels` (B, C); `boundary_conditions` (B, 3, 2); where the source has them `constant_values`
+            (B, K, H, W, D), `constant_ids` (B, K), `obstacle_mask` (B, H, W, D); `source`, its name, and `window`, a
+            list of `{"file", "trajectory", "start", "stride"}`.
+
+        Raises:
+            OSError: bytes that could not be had; names file and offset.
+            DamagedFileError: bytes that cannot be used; names source, file and frames.
+        """
+        if os.getpid() != self._process:  # forked: threads and connections did not come along
+            self._start()
+        number = int(descriptor["source"])
+        index = self.indexes[number]
+        windows = [(int(f), int(t), int(start), int(stride)) for f, t, start, stride in descriptor["windows"]]
+        planned = descriptor.get("parts")
+        parts = [_part(number, p) for p in planned] if planned else [_own_part(index, number, w) for w in windows]
+        ahead = [_part(number, part) for part in descriptor.get("ahead") or ()]
+        self._request(parts, ahead)
+        rows = [self._row(window, part) for window, part in zip(windows, parts)]
+        batch = _assemble(index, rows)
+        done = [_part(number, part) for part in descriptor.get("done") or ()] if planned else parts
+        self._forget([*done, *(row.part for row, part in zip(rows, parts) if row.part != part)])
+        if self.augmented:
+            key = tuple(int(n) for n in descriptor.get("key") or (number, *windows[0]))
+            id2field = {i: name for name, i in index.processor.field2id.items()}
+            batch = augment(batch, key, id2field, index.template.grid_type)
+        frames = batch["field_values"]
+        batch["field_values"], batch["labels"] = frames[:, :-1], frames[:, 1:]
+        return {**batch, "source": index.name, "window": [index.address(*row.window) for row in rows]}
+
+    def _request(self, parts: Iterable[Part], ahead: Iterable[Part]) -> None:
+        """Start what is not kept: what is wanted now first, what is wanted later only where it fits."""
+        with self._lock:
+            wanted, later = dict.fromkeys(parts), dict.fromkeys(ahead)
+            for part in wanted:
+                self._fetch(part, urgent=True)
+            for part in later:
+                if part in self._kept:
+                    self._kept.move_to_end(part)
+            for part in later:
+                fits = self._make_room(self._new_fetch(part).nbytes, {*wanted, *later})
+                if fits and part not in self._kept:
+                    self._fetch(part, urgent=False)
+            self._make_room(0, {*wanted, *later})
+
+    def _fetch(self, part: Part, urgent: bool) -> PartFetch:
+        fetch = self._kept.setdefault(part, self._new_fetch(part))
+        self._kept.move_to_end(part)
+        if urgent not in self._pools:
+            self._pools[urgent] = ThreadPoolExecutor(self.threads, thread_name_prefix="walrus_hf")
+        place = (part.source, part.file)
+        if place not in self._files:
+            index = self.indexes[part.source]
+            self._files[place] = index.manifest.open(part.file, index.storage_options)
+        fetch.start(*self._files[place], self._pools[urgent].submit)
+        return fetch
+
+    def _new_fetch(self, part: Part) -> PartFetch:
+        return PartFetch(self.indexes[part.source], part.file, part.trajectory, part.runs)
+
+    def _make_room(self, size: int, protected: set[Part]) -> bool:
+        """Drop the parts that were used longest ago until `size` more bytes fit; False where they never will."""
+        for part in list(self._kept):
+            if self.kept_bytes + size <= self.cache_bytes:
+                break
+            if part not in protected:
+                self._kept.pop(part).cancel()
+        return self.kept_bytes + size <= self.cache_bytes
+
+    def _forget(self, parts: Iterable[Part]) -> None:
+        with self._lock:
+            for part in parts:
+                if part in self._kept:
+                    self._kept.pop(part).cancel()
+
+    def _row(self, window: tuple[int, int, int, int], part: Part) -> _Row:
+        """The part's data, or with `skip_damaged` those of a window of another file in its place."""
+        index = self.indexes[part.source]
+        replaced, files = window, len(index.manifest.files)
+        for step in range(files):
+            try:
+                with self._lock:
+                    fetch = self._fetch(part, urgent=True)
+                return _Row(replaced, part, fetch.result())
+            except SKIPPED as error:
+                self._forget([part])
+                if not self.skip_damaged or step == files - 1:
+                    raise
+                self._report(index.manifest.url(part.file), error)
+                replaced = _in_next_file(index, window, step + 1)
+                part = _own_part(index, part.source, replaced)
+        raise AssertionError("the last file either serves or raises")
+
+    def _report(self, url: str, error: Exception) -> None:
+        self.damaged[url] += 1
+        count = self.damaged[url]
+        if count & (count - 1) == 0:  # 1, 2, 4, 8, ...
+            warnings.warn(f"{url}: {count} windows were replaced by those of other files ({error})", stacklevel=4)
+
+
+def _part(source: int, numbers: Sequence[Any]) -> Part:
+    file, trajectory, runs = numbers
+    return Part(source, int(file), int(trajectory), tuple((int(first), int(stop)) for first, stop in runs))
+
+
+def _own_part(index: ScenarioIndex, source: int, window: tuple[int, int, int, int]) -> Part:
+    """Just the frames of one window."""
+    file, trajectory, start, stride = window
+    frames = start + stride * np.arange(index.frames)
+    return Part(source, file, trajectory, runs_of(frames, index.frame_bytes))
+
+
+def _in_next_file(index: ScenarioIndex, window: tuple[int, int, int, int], step: int) -> tuple[int, int, int, int]:
+    """The window at the same place of the file `step` files on, at the same stride where that fits."""
+    file = (window[0] + step) % len(index.manifest.files)
+    entry = index.manifest.files[file]
+    stride = min(window[3], (entry.frames - 1) // (index.frames - 1))
+    return file, window[1] % entry.trajectories, window[2] % (entry.frames - stride * (index.frames - 1)), stride
+
+
+def _assemble(index: ScenarioIndex, rows: Sequence[_Row]) -> dict[str, Any]:
+    """Rows stacked: `field_values` (B, T, C, H, W, D) still holds all T frames."""
+    first = rows[0].loaded.frames
+    values = torch.empty(len(rows), index.frames, *first.shape[1:])
+    for target, row in zip(values, rows):
+        _, _, start, stride = row.window
+        held = np.concatenate([np.arange(begin, stop) for begin, stop in row.part.runs])
+        position = np.searchsorted(held, start + stride * np.arange(index.frames))
+        torch.index_select(row.loaded.frames, 0, torch.from_numpy(position), out=target)
+    batch: dict[str, Any] = {"field_values": values}
+    for name, tensor in index.static_inputs.items():
+        batch[name] = tensor.repeat(len(rows), *[1] * (tensor.ndim - 1))
+    constants = [row.loaded.constants for row in rows if row.loaded.constants is not None]
+    if constants:
+        batch["constant_values"] = torch.stack(constants)
+    masks = [row.loaded.obstacle for row in rows if row.loaded.obstacle is not None]
+    if masks:
+        batch["obstacle_mask"] = torch.stack(masks)
+    return batch

@@ -1,0 +1,183 @@
+"""`load_stream`: simulations from disk, URLs or the Hub as an endless, mixed, resumable `datasets.IterableDataset`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..processing_walrus import WalrusProcessor
+from .index import ScenarioIndex
+from .manifest import SUFFIXES, Manifest, build_manifest, load_manifest
+from .plan import DESCRIPTOR, StreamPlan
+from .reader import THREADS, BatchReader
+from .remote import list_files
+from .scenarios import SCENARIOS, Scenario, find_scenario, require_readable
+
+if TYPE_CHECKING:
+    import datasets
+
+# No block is larger, however much memory there is: a stream should begin soon and be mixed well.
+LARGEST_BLOCK = 256 * 2**20
+Source = str | os.PathLike | ScenarioIndex
+
+
+def load_stream(
+    sources: Source | Sequence[Source] | Mapping[str, float],
+    split: str = "train",
+    frames: int = 7,
+    stride_range: tuple[int, int] = (1, 5),
+    batch_size: int = 2,
+    seed: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    epochs: int | None = None,
+    augment: bool = False,
+    blocks_in_memory: int = 4,
+    *,
+    processor: WalrusProcessor | None = None,
+    base_path: str | os.PathLike | None = None,
+    cache_bytes: int = 512 * 2**20,
+    threads: int = THREADS,
+    skip_damaged: bool = False,
+    history: Sequence[tuple[int, int]] = (),
+    storage_options: dict | None = None,
+) -> datasets.IterableDataset:
+    """Batches of model inputs, each from one source.
+
+    Args:
+        sources: names of scenarios (`walrus_hf.data.SCENARIOS`), files, folders, manifests or URLs; a list is drawn
+            from evenly, a mapping by its weights.
+        split: `"train"`, `"valid"` or `"test"`: which folder of a data set in The Well's layout.
+        frames: frames of a window: inputs, and the frame after the last one.
+        stride_range: smallest and largest distance of a window's frames; drawn for each window among those that fit its
+            trajectory.
+        batch_size: windows a batch; where an epoch ends, a batch may hold fewer.
+        seed: everything that is drawn follows from it, the epoch, and the window.
+        rank, world_size: this process among all that read; in an epoch no two get the same window, and all get
+            equally many.
+        epochs: passes over every source; None never ends.
+        augment: rotate batches, planes into any orientation in space (augment.py).
+        blocks_in_memory: blocks whose windows are mixed. A larger number mixes better and needs smaller blocks.
+        processor: vocabulary, own names, logarithms and global scales; None is the published vocabulary. Settings of a
+            scenario that is named come on top.
+        base_path: folder or URL that holds the scenarios as `<name>/data/<split>`, instead of the Hub.
+        cache_bytes: bound of the frames in memory, in each process; it also bounds the size of blocks.
+        threads: byte ranges that are fetched at the same time.
+        skip_damaged: replace windows of damaged files instead of raising; counted and warned about.
+        history: how far the same stream came at other world sizes, `[(world size, batches of each rank), ...]`: to
+            restart on more or fewer processes without seeing a window of an unfinished epoch twice.
+        storage_options: for fsspec, where files lie in a store of its own.
+
+    Returns:
+        A dataset of dictionaries as `BatchReader.read` describes them. `state_dict` and `load_state_dict` resume it
+        exactly, `set_epoch` draws everything anew; give it to a DataLoader with `batch_size=None` and
+        `collate_fn=collate`.
+
+    Raises:
+        FileNotFoundError, OSError, ValueError: a source that cannot be read, is too short at stride 1, or holds fields
+            that the vocabulary lacks; arguments that make no sense.
+        ImportError: the extra `data` is not installed.
+    """
+    weighted = _weighted(sources)
+    block_bytes = min(LARGEST_BLOCK, cache_bytes // (2 * blocks_in_memory * len(weighted)))
+    indexes = []
+    for source, _ in weighted:
+        if isinstance(source, ScenarioIndex):
+            indexes.append(source)
+            continue
+        manifest, scenario = open_source(source, split, base_path, storage_options)
+        settings = processor or WalrusProcessor()
+        zeros = () if scenario is None else scenario.zero_fields
+        settings = settings if scenario is None else scenario_processor(settings, scenario)
+        name = os.fspath(source) if scenario is None else scenario.name
+        indexes.append(
+            ScenarioIndex(name, manifest, frames, stride_range, settings, zeros, block_bytes, storage_options)
+        )
+    plan = StreamPlan(
+        indexes,
+        [weight for _, weight in weighted],
+        batch_size,
+        seed,
+        rank,
+        world_size,
+        epochs,
+        blocks_in_memory,
+        history,
+    )
+    return stream_of(plan, BatchReader(indexes, cache_bytes, threads, augment, skip_damaged))
+
+
+def open_source(
+    source: str | os.PathLike,
+    split: str = "train",
+    base_path: str | os.PathLike | None = None,
+    storage_options: dict | None = None,
+) -> tuple[Manifest, Scenario | None]:
+    """The manifest of a source, and its scenario where it was given by name.
+
+    A path that exists comes first, then a URL, then a scenario.
+    """
+    location = os.fspath(source)
+    if location.endswith(".json"):
+        return load_manifest(location), None
+    if os.path.exists(location) or "://" in location:
+        return build_manifest(_split_folder(location, split, storage_options), (), storage_options), None
+    scenario = find_scenario(location)
+    require_readable(scenario)
+    url = (
+        scenario.url(split) if base_path is None else f"{os.fspath(base_path).rstrip('/')}/{scenario.name}/data/{split}"
+    )
+    return build_manifest(url, scenario.exclusions(split), storage_options), scenario
+
+
+def _split_folder(location: str, split: str, storage_options: dict | None) -> str:
+    """`<location>/data/<split>` where there is one, as in The Well's layout, else the location itself."""
+    if location.endswith(SUFFIXES):
+        return location
+    inside = f"{location.rstrip('/')}/data/{split}"
+    if "://" not in location:
+        if os.path.isdir(os.path.join(location, "data")) and not os.path.isdir(inside):
+            raise FileNotFoundError(f"{location}: expected a split {split!r} in its folder data/, found none")
+        return inside if os.path.isdir(inside) else location
+    try:
+        list_files(inside, SUFFIXES, storage_options)
+        return inside
+    except (FileNotFoundError, ValueError):
+        return location
+
+
+def scenario_processor(base: WalrusProcessor, scenario: Scenario) -> WalrusProcessor:
+    """The same processor with the names and logarithms of a scenario."""
+    settings = {name: value for name, value in base.to_dict().items() if name in _PROCESSOR_SETTINGS}
+    own = scenario.processor_settings()
+    settings["field_names"] = {**base.field_names, **own["field_names"]}
+    settings["log_fields"] = [*base.log_fields, *own["log_fields"]]
+    return WalrusProcessor(**settings)
+
+
+_PROCESSOR_SETTINGS = (
+    "field2id", "tokens_per_axis", "tokens_per_axis_3d", "jitter", "num_hidden_layers", "context_frames",
+    "context_frames_3d", "global_scales",
+)  # fmt: skip
+
+
+def stream_of(plan: StreamPlan, reader: BatchReader) -> datasets.IterableDataset:
+    """The batches of a plan as a Hugging Face dataset."""
+    try:
+        from .plan_examples import plan_dataset
+    except ImportError:
+        raise ImportError("streams need the extra `data`: pip install 'walrus-hf[data]'") from None
+    return plan_dataset(plan).map(reader, remove_columns=list(DESCRIPTOR))
+
+
+def _weighted(sources: Any) -> list[tuple[Any, float]]:
+    if isinstance(sources, Mapping):
+        given = [(source, float(weight)) for source, weight in sources.items()]
+    elif isinstance(sources, str | os.PathLike | ScenarioIndex):
+        given = [(sources, 1.0)]
+    else:
+        given = [(source, 1.0) for source in sources]
+    if not given:
+        raise ValueError(f"sources: expected at least one, found none; the scenarios are {', '.join(SCENARIOS)}")
+    return given

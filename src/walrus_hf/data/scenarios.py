@@ -141,8 +141,9 @@ def require_readable(scenario: Scenario) -> None:
     """`ValueError` that names the conversion, where the published files of a scenario cannot be read as they are."""
     if not scenario.readable:
         raise ValueError(
-            f"scenario {scenario.name!r}: expected files of The Well or FlowBench, but {scenario.repository} publishes "
-            f"{scenario.format}'s own; download them, run `{scenario.converter}`, and give DIR as the source"
+            f"scenario {scenario.name!r}: expected files that can be read as they are, but those of "
+            f"{scenario.repository} are {scenario.format}'s own; download them, run `{scenario.converter}`, and give "
+            "DIR as the source"
         )
 
 

@@ -201,7 +201,7 @@ class SignedStore(RangeServer):
         with self._lock:
             signature = f"secret{len(self._left)}"
             self._left[signature] = self.uses
-        expires = "" if self.lasts is None else f"&Expires={time.time() + self.lasts:.0f}"
+        expires = "" if self.lasts is None else f"&Expires={time.time() + self.lasts:.2f}"
         return f"{self.url(path)}?signature={signature}{expires}"
 
     def revoke(self) -> None:
@@ -329,11 +329,12 @@ def _handler(server: RangeServer) -> type[BaseHTTPRequestHandler]:
                 answer = Answer(fault.status)
             if fault.body is not None:
                 answer.body = fault.body
-            given = {**answer.headers, "Content-Length": str(len(answer.body)), **fault.headers}
+            usual = {"Date": self.date_time_string(), "Content-Length": str(len(answer.body))}
+            given = {**usual, **answer.headers, **fault.headers}
             content = answer.body if fault.cut is None else answer.body[: fault.cut]
             with server._lock:
                 server.log.append(Request(path, query, headers, answer.status, len(content)))
-            self.send_response(answer.status)
+            self.send_response_only(answer.status)
             for name, value in given.items():
                 if value is not None:
                     self.send_header(name, value)

@@ -226,6 +226,30 @@ def test_a_server_that_ignores_ranges_is_refused_unless_all_of_the_file_was_aske
     assert file.counter.retries == 0
 
 
+def test_a_body_in_chunks_is_read(server):
+    file = opened(server)
+    body = b"".join(b"%x\r\n%s\r\n" % (1_000, DATA[start : start + 1_000]) for start in (0, 1_000, 2_000))
+    chunked = {"Content-Length": None, "Transfer-Encoding": "chunked"}
+    server.script("a.bin", Fault(headers=chunked, body=body + b"0\r\n\r\n"), Fault(headers=chunked, body=body[:-500]))
+    assert file.read(0, 3_000) == DATA[:3_000]
+    assert file.read(0, 3_000) == DATA[:3_000]
+    assert server.log[-1].range == "bytes=2502-2999"  # 500 bytes and an end of line were missing
+
+
+@pytest.mark.parametrize("value", ["²", "9" * 5_000, "-1", "0x10", "nan"])
+def test_headers_that_make_no_sense_are_no_other_error(server, value):
+    file = opened(server)
+    server.always("a.bin", Fault(status=429, headers={"Retry-After": value, "RateLimit": f'"x";r=0;t={value}'}))
+    with pytest.raises(OSError, match="HTTP 429"):
+        file.read(0, 9)
+    server.always("a.bin", Fault(headers={"Content-Range": f"bytes 0-8/{value}"}))
+    with pytest.raises(OSError, match=r"\(2 tries\)"):
+        file.read(0, 9)
+    server.always("a.bin", Fault(whole=True, headers={"Content-Length": value}))
+    with pytest.raises(OSError, match="expected"):
+        open_range_file(server.url("a.bin"), retries=Retries(attempts=2)).identity()
+
+
 def test_a_server_that_tells_no_size_is_refused(server):
     server.always("a.bin", Fault(whole=True, headers={"Content-Length": None}, cut=10))
     with pytest.raises(OSError, match=r"a\.bin: expected a server that tells the size"):
@@ -523,6 +547,29 @@ def test_no_error_shows_what_signs_an_address(signed):
 
 
 # Threads, processes, pickles
+
+
+def test_threads_share_what_one_of_them_is_told(server):
+    server.latency = 0.02
+    server.always("a.bin", Fault(status=503))
+    file = open_range_file(server.url("a.bin"), retries=Retries(attempts=3))
+    with ThreadPoolExecutor(8) as pool:
+        failed = [task.exception() for task in [pool.submit(file.read, 0, 9) for _ in range(8)]]
+    assert all("HTTP 503" in str(error) for error in failed)
+    assert server.requests < 8 * 3 / 2
+
+
+def test_threads_share_a_way_that_fails(signed, monkeypatch):
+    endpoint, store = signed
+    monkeypatch.setattr(remote, "_sleep", time.sleep)
+    endpoint.latency = 0.05
+    file = opened(endpoint, attempts=3, first_wait=0.1)
+    store.revoke()
+    endpoint.always("a.bin", Fault(status=503))
+    with ThreadPoolExecutor(8) as pool:
+        failed = [task.exception() for task in [pool.submit(file.read, 0, 9) for _ in range(8)]]
+    assert all("HTTP 503" in str(error) for error in failed)
+    assert endpoint.requests < 8 * 3 / 2  # 3 if all threads keep pace
 
 
 def test_threads_may_share_a_file(server):

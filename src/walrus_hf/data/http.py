@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any
-from urllib.parse import parse_qs, unquote, urljoin, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urljoin, urlsplit
 
 import requests
 import urllib3
 from huggingface_hub import HfApi, hf_hub_url, is_offline_mode
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers
 
 from .remote import ChangedFileError, Identity, Lock, RangeFile, Retries, Transient, brief, check_relative
@@ -77,11 +78,12 @@ class HttpFile(RangeFile):
         super().__init__(url, retries)
         self._options = storage_options
         self._target: _Target | None = None
+        self._lost: Transient | None = None
         self._resolving = Lock()
         self._check_options()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_target": None}
+        return {**super().__getstate__(), "_target": None, "_lost": None}
 
     def _check_options(self) -> None:
         _refuse_options(self.url, self._options, ("headers",))
@@ -145,10 +147,17 @@ class HttpFile(RangeFile):
     def _open(self, start: int, stop: int, reference: Identity | None) -> tuple[Any, Identity]:
         """The checked answer to a request for the range, its body unread, and what it says the file is."""
         while True:
+            lost = self._lost
             with self._resolving:  # one thread walks, the others use what it finds
                 target = self._target
                 if target is None or time.monotonic() > target.expires:
-                    return self._walk(start, stop, reference)
+                    if self._lost is not None and self._lost is not lost:  # it failed while this one waited
+                        raise Transient(str(self._lost), wait=self._lost.wait)
+                    try:
+                        return self._walk(start, stop, reference)
+                    except Transient as trouble:
+                        self._lost = trouble
+                        raise
             response = self._get(target.url, start, stop)
             if response.status_code not in (*_REFUSED, *_REDIRECTS):
                 return self._checked(response, start, stop, reference, target.version)
@@ -162,12 +171,12 @@ class HttpFile(RangeFile):
         """Follow the redirects from the start, keep their end."""
         self._target = None
         url, version = self._address(), None
-        for _ in range(_HOPS):
+        for hop in range(_HOPS):
             response = self._get(url, start, stop)
             if _origin(url) == _origin(self._address()):
                 self._seen(response.headers)
             if response.status_code not in _REDIRECTS:
-                if response.status_code not in _REFUSED:
+                if response.status_code in (200, 206) or (hop and response.status_code not in _REFUSED):
                     self._target = _Target(url, version, time.monotonic() + _seconds_left(url))
                 return self._checked(response, start, stop, reference, version)
             response.close()
@@ -246,7 +255,7 @@ class HttpFile(RangeFile):
             return 0
         if response.status_code == 200:
             length = response.headers.get("Content-Length", "")
-            if not length.isdigit():
+            if not re.fullmatch(r"\d{1,18}", length):
                 raise OSError(f"{self.url}: expected a server that tells the size of the file, found none")
             if reference is not None and (start, stop) != (0, reference.size):
                 raise OSError(
@@ -254,7 +263,7 @@ class HttpFile(RangeFile):
                     "ranges; download the file and read it from disk"
                 )
             return int(length)
-        match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", given.strip())
+        match = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", given.strip())
         if match is None or (int(match[1]), int(match[2]) + 1) != (start, stop):
             raise Transient(f"the answer to another question (Content-Range: {given[:100]!r})", wrong=OSError)
         return int(match[3])
@@ -273,7 +282,8 @@ class HubFile(HttpFile):
         check_relative(self.url, self._path)
 
     def pinned_url(self) -> str:
-        self.identity()
+        if self._commit is None:
+            self.identity()
         return _hub_url(self._kind, self._repository, self._commit or self._revision, self._path)
 
     def _address(self) -> str:
@@ -335,7 +345,7 @@ def list_hub_files(url: str, suffixes: tuple[str, ...], options: dict[str, Any],
             f"{url}: expected an address that can be opened, found {type(error).__name__}: {brief(error)}; "
             "check the address, the connection and your access rights"
         ) from error
-    found = sorted(entry.path for entry in entries if hasattr(entry, "blob_id") and entry.path.endswith(suffixes))
+    found = sorted(entry.path for entry in entries if isinstance(entry, RepoFile) and entry.path.endswith(suffixes))
     for name in found:
         check_relative(url, name)
     if single:
@@ -357,7 +367,7 @@ def _hub_parts(url: str) -> tuple[str, str, str | None, str]:
 def _hub_url(kind: str, repository: str, revision: str | None, path: str) -> str:
     prefix = "" if kind == "model" else f"{kind}s/"
     special = revision is not None and re.fullmatch(r"refs/(?:convert|pr)/[^/]+", revision)
-    at = "" if revision is None else f"@{revision if special else revision.replace('/', '%2F')}"
+    at = "" if revision is None else f"@{revision if special else quote(revision, safe='')}"
     return f"hf://{prefix}{repository}{at}/{path}"
 
 
@@ -384,7 +394,7 @@ def _version(etag: str | None) -> str:
 def _asked_wait(headers: Mapping[str, str]) -> float | None:
     """Seconds that the server asks to wait: `Retry-After` (seconds or a date), or the Hub's `RateLimit`."""
     asked = headers.get("Retry-After", "").strip()
-    if asked.isdigit():
+    if re.fullmatch(r"\d{1,18}", asked):
         return float(asked)
     try:
         until = parsedate_to_datetime(asked).timestamp()
@@ -392,7 +402,7 @@ def _asked_wait(headers: Mapping[str, str]) -> float | None:
         return max(0.0, until - now)
     except ValueError:
         pass
-    limit = re.search(r";\s*t=(\d+)", headers.get("RateLimit", ""))
+    limit = re.search(r";\s*t=(\d{1,18})", headers.get("RateLimit", ""))
     return float(limit[1]) if limit else None
 
 

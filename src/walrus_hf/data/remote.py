@@ -7,6 +7,7 @@ for h5py, zipfile and numpy. `list_files` and `join_inside` find the files of a 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import io
 import os
@@ -103,6 +104,9 @@ class TransferCounter:
         with self._lock:
             self.requests = self.bytes = self.retries = 0
 
+    def __reduce__(self) -> tuple[type[TransferCounter], tuple[()]]:
+        return TransferCounter, ()  # what another process moves is counted there
+
 
 TRANSFERS = TransferCounter()
 """The sum over all files of this process."""
@@ -137,6 +141,10 @@ class RangeFile:
         self._identity: Identity | None = None
         self._expected: Identity | None = None
         self._asking = Lock()
+        self._told: OSError | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_told": None}
 
     def identity(self) -> Identity:
         """Size and version, asked once.
@@ -145,10 +153,17 @@ class RangeFile:
             FileNotFoundError, IsADirectoryError, PermissionError: as the name says.
             OSError: the store cannot be reached or does not tell.
         """
+        told = self._told
         if self._identity is None:
             with self._asking:
+                if self._told is not told:  # what another thread was told while this one waited
+                    raise self._told or OSError(self.url)
                 if self._identity is None:
-                    self._identity = self._ask()
+                    try:
+                        self._identity = self._ask()
+                    except OSError as error:
+                        self._told = error
+                        raise
         return self._identity
 
     def expect(self, identity: Identity) -> None:
@@ -284,17 +299,20 @@ class BufferedRangeFile(io.RawIOBase):
 
     def __init__(self, file: RangeFile, block_size: int = 2**20, blocks: int = 32) -> None:
         super().__init__()
-        from fsspec.caching import BlockCache
-
         self.file = file
         self.failure: OSError | None = None
         self._size = file.identity().size
         self._position = 0
         self._block_size = block_size
-        self._cache = BlockCache(block_size, self._read_block, self._size, maxblocks=blocks)
+        self._block = functools.lru_cache(blocks)(self._read_block)
 
-    def _read_block(self, start: int, stop: int) -> bytes:
-        return self.file.read(start, min(stop, self._size))
+    def _read_block(self, number: int) -> bytes:
+        start = number * self._block_size
+        return self.file.read(start, min(start + self._block_size, self._size))
+
+    def close(self) -> None:
+        self._block.cache_clear()
+        super().close()
 
     def readable(self) -> bool:
         return True
@@ -325,7 +343,9 @@ class BufferedRangeFile(io.RawIOBase):
             if stop - start >= self._block_size:
                 self.file.read_into(start, view[: stop - start])
             else:
-                view[: stop - start] = self._cache._fetch(start, stop)
+                first, last = start // self._block_size, (stop - 1) // self._block_size
+                blocks = b"".join(self._block(number) for number in range(first, last + 1))
+                view[: stop - start] = memoryview(blocks)[start - first * self._block_size :][: stop - start]
         except OSError as error:
             self.failure = error
             raise

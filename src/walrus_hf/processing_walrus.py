@@ -403,21 +403,26 @@ def _lift(values: np.ndarray, spatial: int) -> np.ndarray:
 
 
 def stack_channels(channels: list[Channel], arrays: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> Tensor:
-    """`(T, C, H, W, D)` float32; `shape` is `(T, *grid)`."""
+    """`(T, C, H, W, D)` float32 from the arrays of a trajectory; `shape` is `(T, *grid)`.
+
+    Raises:
+        ValueError: NaN, infinite or unusably large values, or a logarithm of what is not positive.
+    """
     stacked = np.zeros((shape[0], len(channels), *shape[1:]), dtype=np.float32)
     for i, channel in enumerate(channels):
         if channel.component is None:
             continue
         index: tuple[Any, ...] = (..., *channel.component)
         values = arrays[channel.field][index]
-        largest = np.abs(values).max()
-        if largest > LARGEST:
+        smallest, largest = float(values.min()), float(values.max())
+        if not np.isfinite([smallest, largest]).all():
+            raise ValueError(f"field {channel.field!r}: expected finite numbers, found NaN or infinity; leave them out")
+        if max(-smallest, largest) > LARGEST:
             raise ValueError(
-                f"field {channel.field!r}: expected magnitudes up to {LARGEST:g}, found {largest:.3g}; "
+                f"field {channel.field!r}: expected magnitudes up to {LARGEST:g}, found {max(-smallest, largest):.3g}; "
                 "rescale its units or take it as a logarithm (log_fields)"
             )
         if channel.log:
-            smallest = values.min()
             if not smallest > 0:
                 raise ValueError(
                     f"field {channel.field!r}: expected positive values for a logarithm, found {smallest:g}; "

@@ -1,4 +1,4 @@
-"""Benchmarks: `python -m walrus_hf.bench forward`. Speed is a ratio within one run, never a bare time."""
+"""Benchmarks: `python -m walrus_hf.bench forward | data`. Speed is a ratio within one run, never a bare time."""
 
 from __future__ import annotations
 
@@ -81,18 +81,47 @@ def forward(
         typer.echo(f"{name}: {_line(result)}")
     if not small and results["2d"]["plain_share"] < PLAIN_SHARE_2D:
         typer.echo(f"The ratios are void: the plain side must reach {PLAIN_SHARE_2D} of the peak in 2D.")
-    if json_file is not None:
-        content = {"small": small, "threads": torch.get_num_threads(), "cases": results}
-        temporary = json_file.with_name(f".{json_file.name}.{os.getpid()}")
-        try:
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            os.replace(temporary, json_file)
-        finally:
-            temporary.unlink(missing_ok=True)
+    _write_json(json_file, {"small": small, "threads": torch.get_num_threads(), "cases": results})
     apart = [name for name, result in results.items() if not result["difference"] <= AGREEMENT]
     if apart:
         typer.echo(f"The two sides disagree by more than {AGREEMENT:g} rms: {', '.join(apart)}", err=True)
         raise typer.Exit(1)
+
+
+@app.command()
+def data(
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds of both readers; the median counts.")] = 5,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here too.")] = None,
+    small: Annotated[
+        bool, typer.Option("--small", help="A tiny file: shows that it runs, says nothing of speed.")
+    ] = False,
+) -> None:
+    """Shuffled windows from a simulated store (50 ms a request, 50 MB/s a stream) and from the local disk.
+
+    Ratio: samples a second of our stream over those of The Well's own reader, round by round. Ideal bytes: those of
+    the frames of a window, read by itself.
+    """
+    from .data import describe, measure_data
+
+    keep_freed_memory()
+    results = measure_data(repeats, small)
+    typer.echo(f"{'SMALL FILE, no measure of speed; ' if small else ''}median of {repeats} (lowest, highest)")
+    for name, result in results.items():
+        span = f"({result['ratio_lowest']:.1f}, {result['ratio_highest']:.1f})"
+        typer.echo(f"{name}: ours / theirs {result['ratio_median']:.1f} {span}")
+        typer.echo("\n".join(describe(result)))
+    _write_json(json_file, {"small": small, "cases": results})
+
+
+def _write_json(path: Path | None, content: Mapping[str, Any]) -> None:
+    if path is None:
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _line(r: Mapping[str, float]) -> str:

@@ -229,14 +229,14 @@ def _in_next_file(index: ScenarioIndex, window: tuple[int, int, int, int], step:
 
 def _assemble(index: ScenarioIndex, rows: Sequence[_Row]) -> dict[str, Any]:
     """Rows stacked: `field_values` (B, T, C, H, W, D) still holds all T frames."""
-    first = rows[0].loaded.frames
-    values = torch.empty(len(rows), index.frames, *first.shape[1:])
+    values = np.empty((len(rows), index.frames, *rows[0].loaded.frames.shape[1:]), dtype=np.float32)
     for target, row in zip(values, rows):
         _, _, start, stride = row.window
-        held = np.concatenate([np.arange(begin, stop) for begin, stop in row.part.runs])
+        held = np.concatenate([np.arange(first, stop) for first, stop in row.part.runs])
         position = np.searchsorted(held, start + stride * np.arange(index.frames))
-        torch.index_select(row.loaded.frames, 0, torch.from_numpy(position), out=target)
-    batch: dict[str, Any] = {"field_values": values}
+        for frame, place in zip(target, position.tolist()):
+            np.copyto(frame, row.loaded.frames[place])
+    batch: dict[str, Any] = {"field_values": torch.from_numpy(values)}
     for name, tensor in index.static_inputs.items():
         batch[name] = tensor.repeat(len(rows), *[1] * (tensor.ndim - 1))
     constants = [row.loaded.constants for row in rows if row.loaded.constants is not None]

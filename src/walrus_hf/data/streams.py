@@ -12,7 +12,7 @@ from .manifest import SUFFIXES, Manifest, build_manifest, load_manifest
 from .plan import DESCRIPTOR, StreamPlan
 from .reader import THREADS, BatchReader
 from .remote import list_files
-from .scenarios import SCENARIOS, Scenario, find_scenario, require_readable
+from .scenarios import SCENARIOS, Scenario, find_scenario
 
 if TYPE_CHECKING:
     import datasets

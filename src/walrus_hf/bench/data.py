@@ -1,0 +1,130 @@
+"""`python -m walrus_hf.bench data`: our stream beside The Well's own reader, on the same files, both shuffled."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.remote import TRANSFERS
+from ..data.streams import load_stream
+from ..data.well_writer import save_well
+from ..fields import Trajectory
+
+# A file of 67 MB, one of the size of a block of a larger one: 2 trajectories of 64 frames, 4 channels.
+GRID, FRAMES, TRAJECTORIES, CHANNELS = (128, 256), 64, 2, 4
+SMALL_GRID, SMALL_FRAMES = (16, 32), 16
+WINDOW = 11  # 10 input frames and the one after
+THEIR_SAMPLES = {"store_50ms": 6, "local_disk": 30}
+OUR_EPOCHS = {"store_50ms": 1, "local_disk": 4}
+
+
+def measure_data(repeats: int, small: bool) -> dict[str, dict[str, float]]:
+    """Samples a second, requests and bytes a sample of both readers, on a slow store and on the local disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_file(Path(folder), small)
+        grid = SMALL_GRID if small else GRID
+        ideal = WINDOW * CHANNELS * 4 * math.prod(grid)
+        kept = os.environ.get("WALRUS_HF_CACHE")
+        os.environ["WALRUS_HF_CACHE"] = folder  # nothing is left behind, nothing is found
+        try:
+            return {name: _case(name, path, repeats, small, ideal) for name in THEIR_SAMPLES}
+        finally:
+            del os.environ["WALRUS_HF_CACHE"]
+            if kept is not None:
+                os.environ["WALRUS_HF_CACHE"] = kept
+
+
+def write_file(folder: Path, small: bool) -> Path:
+    """Noise in The Well's format: what is in it does not matter to a reader."""
+    grid, frames = (SMALL_GRID, SMALL_FRAMES) if small else (GRID, FRAMES)
+    rng = np.random.default_rng(0)
+    runs = [
+        Trajectory(
+            fields={
+                "pressure": rng.standard_normal((frames, *grid), dtype=np.float32),
+                "tracer": rng.standard_normal((frames, *grid), dtype=np.float32),
+                "velocity": rng.standard_normal((frames, *grid, 2), dtype=np.float32),
+            },
+            boundary_conditions={"x": "periodic", "y": "wall"},
+            name=f"noise_{number}",
+        )
+        for number in range(TRAJECTORIES)
+    ]
+    return save_well(runs, folder / "noise.hdf5")
+
+
+def _case(name: str, path: Path, repeats: int, small: bool, ideal: int) -> dict[str, float]:
+    """Both readers in turn; each repeat begins with nothing in memory."""
+    import fsspec
+
+    from .slow_store import SlowFileSystem
+
+    fsspec.register_implementation("slow", SlowFileSystem, clobber=True)
+    slow = name.startswith("store")
+    url = f"slow://{path.parent}" if slow else str(path.parent)
+    found: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
+    for repeat in range(repeats):
+        sides = [("ours", lambda: _ours(url, name, repeat)), ("theirs", lambda: _theirs(url, name, repeat))]  # noqa: B023
+        for side, run in sides if repeat % 2 else reversed(sides):
+            SlowFileSystem.reset()
+            TRANSFERS.reset()
+            result = run()
+            if slow:
+                result |= {"requests": SlowFileSystem.requests, "bytes": SlowFileSystem.bytes}
+            elif side == "ours":
+                result |= {"requests": TRANSFERS.requests, "bytes": TRANSFERS.bytes}
+            found[side].append(result)
+    ratios = [a["rate"] / b["rate"] for a, b in zip(found["ours"], found["theirs"])]
+    summary = {"ratio_median": statistics.median(ratios), "ratio_lowest": min(ratios), "ratio_highest": max(ratios)}
+    for side, results in found.items():
+        summary[f"{side}_samples_per_second"] = statistics.median(r["rate"] for r in results)
+        if "bytes" in results[0]:
+            summary[f"{side}_requests_per_sample"] = statistics.median(r["requests"] / r["samples"] for r in results)
+            summary[f"{side}_bytes_per_sample"] = statistics.median(r["bytes"] / r["samples"] for r in results)
+            summary[f"{side}_amplification"] = summary[f"{side}_bytes_per_sample"] / ideal
+    return summary
+
+
+def _ours(url: str, name: str, seed: int) -> dict[str, float]:
+    stream = load_stream(url, frames=WINDOW, stride_range=(1, 1), seed=seed, epochs=OUR_EPOCHS[name])
+    return _timed(iter(stream), lambda batch: len(batch["window"]))
+
+
+def _theirs(url: str, name: str, seed: int) -> dict[str, float]:
+    try:
+        from the_well.data import WellDataset
+    except ImportError:
+        raise ImportError("this benchmark needs The Well's reader: pip install 'walrus-hf[oracle,data]'") from None
+    dataset = WellDataset(path=url, n_steps_input=WINDOW - 1, n_steps_output=1, use_normalization=False)
+    order = np.random.default_rng(seed).permutation(len(dataset))[: THEIR_SAMPLES[name]]
+    return _timed((dataset[int(number)] for number in order), lambda sample: 1)
+
+
+def _timed(samples: Any, count: Callable[[Any], int]) -> dict[str, float]:
+    """Opening what is indexed already counts for neither side; the first sample does."""
+    begin = time.perf_counter()
+    total = sum(map(count, itertools.chain(samples)))
+    return {"samples": total, "rate": total / (time.perf_counter() - begin)}
+
+
+def describe(result: Mapping[str, float]) -> list[str]:
+    """Lines of a table: reader, samples/s, requests and MB a sample, times the ideal bytes."""
+    rows = []
+    for side, title in (("theirs", "the_well WellDataset"), ("ours", "walrus_hf load_stream")):
+        line = f"  {title:22} {result[f'{side}_samples_per_second']:8.1f} samples/s"
+        if f"{side}_bytes_per_sample" in result:
+            line += (
+                f"  {result[f'{side}_requests_per_sample']:6.2f} requests  "
+                f"{result[f'{side}_bytes_per_sample'] / 1e6:7.2f} MB  {result[f'{side}_amplification']:5.2f}x the ideal"
+            )
+        rows.append(line)
+    return rows

@@ -11,33 +11,15 @@ import jax
 from scipy.integrate import solve_ivp
 
 from walrus_hf import metrics
-from walrus_hf.data.simulate import periodic as simulate
 from walrus_hf.data.simulate import gray_scott, shear_flow, solve_gray_scott, solve_shear_flow
+from walrus_hf.data.simulate import periodic as simulate
 
-
-def derivative(values, axis, cell):
-    """Along the last-but-two or last-but-one axis of (..., H, W), by numpy's FFT in float64."""
-    k = 2j * np.pi * np.fft.fftfreq(values.shape[axis], cell)
-    shape = [1] * values.ndim
-    shape[axis] = -1
-    modes = np.fft.fft(values.astype(np.float64), axis=axis) * k.reshape(shape)
-    return np.fft.ifft(modes, axis=axis).real
-
-
-def rms(values):
-    return np.sqrt(np.mean(np.square(values)))
+from .oracles import derivative, rms, taylor_green
 
 
 @pytest.fixture(scope="module")
 def flow():
     return shear_flow(seed=5, grid=(48, 64), frames=20, viscosity=1e-3)
-
-
-def taylor_green(x, y, a, b, amplitude):
-    """Exact Navier-Stokes solution on a box whose sides need not be equal: velocity and pressure."""
-    velocity = np.stack([-b * np.cos(a * x) * np.sin(b * y), a * np.sin(a * x) * np.cos(b * y)], axis=-1)
-    pressure = -(b**2 * np.cos(2 * a * x) + a**2 * np.cos(2 * b * y)) / 4
-    return amplitude * velocity, amplitude**2 * pressure
 
 
 def test_a_taylor_green_vortex_drifts_with_the_mean_flow_and_decays_at_the_exact_rate():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,11 @@ from ...fields import Trajectory
 # times more accurate than the usual 2/3, and the flow stays stable at a 35th of its default viscosity.
 KEPT_MODES = 0.9
 SMALLEST_GRID = 16
+# Largest sum of the velocity's components times the step over a cell. The method bears 1; the rest is room for a speed
+# that grows between two looks at it.
+COURANT = 0.7
+STEPS_BETWEEN_LOOKS = 8
+MOST_STEPS = 10_000  # a frame
 
 
 def check_arguments(grid: Sequence[int], frames: int, dt: float, dimensions: int = 2) -> None:
@@ -34,8 +39,8 @@ def check_positive(**numbers: float) -> None:
             raise ValueError(f"{name}: expected a positive number, found {value}")
 
 
-def check_finite(**arrays: np.ndarray) -> None:
-    """`ValueError` that names the first array with NaN or infinity."""
+def check_finite(**arrays: np.ndarray | float) -> None:
+    """`ValueError` that names the first array or number with NaN or infinity."""
     for name, values in arrays.items():
         if not np.isfinite(values).all():
             raise ValueError(f"{name}: expected finite numbers, found NaN or infinity")
@@ -63,6 +68,11 @@ def on_cpu(solve: Any) -> Any:
     return run
 
 
+def steps_a_frame(velocity: np.ndarray, dt: float, cell: float) -> int:
+    """Steps that bear a velocity (..., components) no faster than this one."""
+    return math.ceil(float(np.abs(velocity).sum(axis=-1).max()) * dt / (COURANT * cell)) or 1
+
+
 def march(jax: Any, advance: Any, state: Any, frames: int, substeps: Any) -> Any:
     """The modes of every frame, the first included; complex64 even where a user has switched JAX to 64 bits."""
 
@@ -70,6 +80,40 @@ def march(jax: Any, advance: Any, state: Any, frames: int, substeps: Any) -> Any
         return jax.lax.fori_loop(0, substeps, lambda _, s: advance(s).astype("complex64"), state), state
 
     return jax.lax.scan(frame, state.astype("complex64"), None, length=frames)[1]
+
+
+def march_adaptively(
+    jax: Any, integrator: Any, speed: Any, state: Any, frames: int, dt: Any, spin_up: Any, cell: float
+) -> Any:
+    """The modes of every frame, the first `spin_up` after `state`, in steps that follow the speed.
+
+    `integrator(step)` gives the function that advances modes by one step, `speed(modes)` the largest sum of the
+    velocity's components anywhere. It is asked every few steps.
+    """
+    jnp = jax.numpy
+
+    def advance(left_and_state, span):
+        left, state = left_and_state
+        fastest = speed(state)
+        # A solution that diverges must not ask for steps without end.
+        longest = jnp.maximum(COURANT * cell / fastest, span / MOST_STEPS)
+        longest = jnp.where((fastest > 0) & (fastest < jnp.inf), longest, left).astype("float32")
+        steps = jnp.clip(jnp.ceil(left / longest), 1, STEPS_BETWEEN_LOOKS)
+        step = jnp.minimum(longest, left / steps)
+        march_on = integrator(step)
+        state = jax.lax.fori_loop(0, steps.astype(int), lambda _, s: march_on(s).astype("complex64"), state)
+        return left - steps * step, state
+
+    def frame(state, span):
+        _, state = jax.lax.while_loop(
+            lambda left_and_state: left_and_state[0] > 1e-5 * span,
+            lambda left_and_state: advance(left_and_state, span),
+            (span, state),
+        )
+        return state, state
+
+    spans = jnp.where(jnp.arange(frames) == 0, spin_up, dt).astype("float32")
+    return jax.lax.scan(frame, state.astype("complex64"), spans)[1]
 
 
 def modes(grid: Sequence[int], cell: float) -> tuple[list[np.ndarray], np.ndarray]:
@@ -86,7 +130,7 @@ def inverse_square(wavenumbers: Sequence[np.ndarray]) -> np.ndarray:
     return np.divide(1, k_squared, out=np.zeros_like(k_squared), where=k_squared > 0)
 
 
-def sum_of_squares(arrays: Sequence[np.ndarray]) -> np.ndarray:
+def sum_of_squares(arrays: Iterable[np.ndarray]) -> np.ndarray:
     return np.sum([array**2 for array in arrays], axis=0)
 
 
@@ -106,6 +150,21 @@ def transforms(jnp: Any, grid: Sequence[int], kept: np.ndarray) -> tuple[Any, An
 def cell_centres(grid: Sequence[int], cell: float) -> list[np.ndarray]:
     """Positions of the cells along each axis, each of the grid's shape."""
     return list(np.meshgrid(*((np.arange(n) + 0.5) * cell for n in grid), indexing="ij"))
+
+
+def smooth_noise(rng: np.random.Generator, grid: Sequence[int], cell: float, shortest: float) -> np.ndarray:
+    """Periodic Gaussian noise of mean 0 and RMS 1 whose waves are `shortest` long or longer, most about twice as long.
+
+    On more cells of the same box, the same noise.
+    """
+    counts = [int(n * cell / shortest) for n in grid]
+    indices = [np.arange(-count, count + 1) for count in counts]
+    waves = np.meshgrid(*(index / (n * cell) for index, n in zip(indices, grid)), indexing="ij")
+    k = shortest * np.sqrt(sum_of_squares(waves))
+    spectrum = np.zeros(grid, dtype=complex)
+    spectrum[np.ix_(*indices)] = rng.normal(size=(*k.shape, 2)) @ (1, 1j) * k * np.exp(-2 * k**2)
+    values = np.fft.ifftn(spectrum).real
+    return values / values.std()
 
 
 def periodic(distance: np.ndarray, length: float) -> np.ndarray:

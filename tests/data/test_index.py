@@ -52,7 +52,11 @@ def test_blocks_cover_every_window_once_and_stay_in_one_trajectory(tmp_path, blo
         assert (index.blocks_of(np.array(members)) == number).all()
         for offset, member in enumerate(members):
             window = index.window(member)
-            assert (window.file, window.trajectory, window.start) == (block.file, block.trajectory, block.start + offset)
+            assert (window.file, window.trajectory, window.start) == (
+                block.file,
+                block.trajectory,
+                block.start + offset,
+            )
         span = block.windows + 2 * 4
         assert span <= block_frames or block.windows == 1
         seen += members

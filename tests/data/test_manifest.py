@@ -59,7 +59,9 @@ def test_frames_read_through_the_manifest_are_those_of_h5py(tmp_path, layout, ki
             found = read_arrays(entry, source, geometry, 1, first, stop)
             for field in entry.fields:
                 stored = file[field.path][1]
-                np.testing.assert_array_equal(found[field.name], stored[first:stop] if field.time_varying else stored[None])
+                np.testing.assert_array_equal(
+                    found[field.name], stored[first:stop] if field.time_varying else stored[None]
+                )
                 assert found[field.name].dtype.isnative
 
 
@@ -132,7 +134,9 @@ def test_a_manifest_is_not_overwritten_unasked(tmp_path):
     assert load_manifest(build_manifest(folder).save(target, overwrite=True)).files[0].frames == 20
 
 
-@pytest.mark.parametrize("path", ["../b.hdf5", "/etc/passwd", "a/../../b.hdf5", "C:\\x", "file:///etc/passwd", "%2e%2e/b"])
+@pytest.mark.parametrize(
+    "path", ["../b.hdf5", "/etc/passwd", "a/../../b.hdf5", "C:\\x", "file:///etc/passwd", "%2e%2e/b"]
+)
 @pytest.mark.parametrize("key", ["path", "geometry"])
 def test_paths_that_leave_the_root_are_refused(tmp_path, path, key):
     folder = write_source(tmp_path / "a", files=1) / "data" / "train"

@@ -182,11 +182,10 @@ def test_the_last_chunk_of_an_endless_stream_does_not_end(indexes, monkeypatch):
     assert len({repr(d) for d in tail}) == 50
 
 
-def restart(indexes, history, world_size, batches, epochs=None, **kwargs):
-    return [
-        endless(StreamPlan(indexes, [1, 2, 1][: len(indexes)], 2, 0, rank, world_size, epochs, history=history, **kwargs), batches)
-        for rank in range(world_size)
-    ]  # fmt: skip
+def restart(indexes, history, world_size, batches):
+    weights = [1, 2, 1][: len(indexes)]
+    plans = [StreamPlan(indexes, weights, 2, 0, rank, world_size, history=history) for rank in range(world_size)]
+    return [endless(plan, batches) for plan in plans]
 
 
 @pytest.mark.parametrize(("first", "batches", "second"), [(2, 7, 3), (3, 5, 1), (1, 12, 4), (2, 40, 3), (4, 1, 2)])

@@ -198,25 +198,32 @@ class Manifest:
         return target
 
 
-def load_manifest(path: str | os.PathLike, root: str | None = None) -> Manifest:
+def load_manifest(path: str | os.PathLike, root: str | None = None, storage_options: dict | None = None) -> Manifest:
     """A manifest that `save` wrote; `root` says where its files lie now, if not where they lay then.
 
+    Args:
+        path: a local file or a URL.
+
     Raises:
+        FileNotFoundError, OSError: there is none, or it cannot be had.
         ValueError: no manifest, one of another version, or one whose paths leave the root or whose numbers are off.
     """
-    source = Path(path)
+    location = os.fspath(path)
+    source = open_range_file(location, storage_options=storage_options)
+    text = source.read(0, source.identity().size)
     try:
-        content = json.loads(source.read_text(encoding="utf-8"))
+        content = json.loads(text)
         if content["walrus_hf_manifest"] != VERSION:
             raise ValueError(f"version {content['walrus_hf_manifest']}")
         files = tuple(_from_json(entry) for entry in content["files"])
         found = root or str(content["root"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
-            f"{source}: expected a manifest of version {VERSION}, found {one_line(error)}; "
+            f"{location}: expected a manifest of version {VERSION}, found {one_line(error)}; "
             "write it anew with `walrus-hf data index`"
         ) from error
-    manifest = Manifest(str(source.parent) if found == "." else found.rstrip("/"), files)
+    beside = location.rpartition("/")[0] or "."
+    manifest = Manifest(beside if found == "." else found.rstrip("/"), files)
     for number, entry in enumerate(files):
         manifest.open(number)  # opens nothing yet, but refuses paths that leave the root
         entry.check()

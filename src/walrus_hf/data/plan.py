@@ -24,8 +24,6 @@ from .index import ScenarioIndex, runs_of
 # Chunks of an endless stream; many divisors, so that any number of workers and nodes gets equal shares.
 CHUNKS = 3840
 CHUNK_BATCHES = 4096
-# The parts of a descriptor (reader.py says what is in them).
-DESCRIPTOR = ("source", "windows", "parts", "ahead", "done", "key")
 # What a key is drawn for; the first number of each.
 _BLOCKS, _GROUPS, _STRIDES, _MIXTURE = range(4)
 
@@ -227,7 +225,9 @@ class StreamPlan:
                 before += np.bincount(self._endless_mixture(*run, number), minlength=len(self.indexes))
             return before, self._endless_mixture(*run, chunk)
         labels = self._finite_mixture
-        first, stop = (number * len(labels) // self.num_chunks for number in (chunk, chunk + 1))
+        # The longer chunks come first: then the strided shares of workers and nodes differ by one batch at most.
+        length, longer = divmod(len(labels), self.num_chunks)
+        first, stop = (number * length + min(number, longer) for number in (chunk, chunk + 1))
         return np.bincount(labels[:first], minlength=len(self.indexes)), labels[first:stop]
 
     def _endless_mixture(self, run: int, rank: int, world_size: int, chunk: int) -> np.ndarray:

@@ -100,9 +100,6 @@ class BatchReader:
         """Memory of all parts that are kept or on their way."""
         return sum(fetch.nbytes for fetch in self._kept.values())
 
-    def __call__(self, descriptor: Mapping[str, Any]) -> dict[str, Any]:
-        return self.read(descriptor)
-
     def read(self, descriptor: Mapping[str, Any]) -> dict[str, Any]:
         """The batch of a descriptor: model inputs, and `source` and `window`, which the collator takes off.
 
@@ -150,7 +147,7 @@ class BatchReader:
                 fits = self._make_room(self._new_fetch(part).nbytes, {*wanted, *later})
                 if fits and part not in self._kept:
                     self._fetch(part, urgent=False)
-            self._make_room(0, {*wanted, *later})
+            self._make_room(0, set(wanted))
 
     def _fetch(self, part: Part, urgent: bool) -> PartFetch:
         fetch = self._kept.setdefault(part, self._new_fetch(part))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..processing_walrus import WalrusProcessor
 from .index import ScenarioIndex
 from .manifest import SUFFIXES, Manifest, build_manifest, load_manifest
-from .plan import DESCRIPTOR, StreamPlan
+from .plan import StreamPlan
 from .reader import THREADS, BatchReader
 from .remote import list_files
 from .scenarios import SCENARIOS, Scenario, find_scenario
@@ -120,14 +120,14 @@ def open_source(
     """
     location = os.fspath(source)
     if location.endswith(".json"):
-        return load_manifest(location), None
+        return load_manifest(location, None, storage_options), None
     if os.path.exists(location) or "://" in location:
         return build_manifest(_split_folder(location, split, storage_options), (), storage_options), None
     scenario = find_scenario(location)
-    require_readable(scenario)
-    url = (
-        scenario.url(split) if base_path is None else f"{os.fspath(base_path).rstrip('/')}/{scenario.name}/data/{split}"
-    )
+    if base_path is None:
+        url = scenario.url(split)
+    else:  # files of The Well already, whatever was published
+        url = f"{os.fspath(base_path).rstrip('/')}/{scenario.name}/data/{split}"
     return build_manifest(url, scenario.exclusions(split), storage_options), scenario
 
 
@@ -168,7 +168,7 @@ def stream_of(plan: StreamPlan, reader: BatchReader) -> datasets.IterableDataset
         from .plan_examples import plan_dataset
     except ImportError:
         raise ImportError("streams need the extra `data`: pip install 'walrus-hf[data]'") from None
-    return plan_dataset(plan).map(reader, remove_columns=list(DESCRIPTOR))
+    return plan_dataset(plan, reader)
 
 
 def _weighted(sources: Any) -> list[tuple[Any, float]]:

@@ -79,7 +79,7 @@ def _case(name: str, path: Path, repeats: int, small: bool, ideal: int) -> dict[
             TRANSFERS.reset()
             result = run()
             if slow:
-                result |= {"requests": SlowFileSystem.requests, "bytes": SlowFileSystem.bytes}
+                result |= {"requests": SlowFileSystem.requests, "bytes": SlowFileSystem.transferred}
             elif side == "ours":
                 result |= {"requests": TRANSFERS.requests, "bytes": TRANSFERS.bytes}
             found[side].append(result)

@@ -19,12 +19,12 @@ class SlowFileSystem(AbstractFileSystem):
     protocol = "slow"
     cachable = False
     requests = 0
-    bytes = 0
+    transferred = 0
     _counting = threading.Lock()
 
     @classmethod
     def reset(cls) -> None:
-        cls.requests = cls.bytes = 0
+        cls.requests = cls.transferred = 0
 
     @classmethod
     def serve(cls, path: str, start: int, end: int) -> bytes:
@@ -35,7 +35,7 @@ class SlowFileSystem(AbstractFileSystem):
         time.sleep(LATENCY + len(content) / BANDWIDTH)
         with cls._counting:
             cls.requests += 1
-            cls.bytes += len(content)
+            cls.transferred += len(content)
         return content
 
     def ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:

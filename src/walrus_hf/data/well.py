@@ -174,20 +174,29 @@ def time_step(times: np.ndarray, stated: float | None = None) -> float:
 def open_well(path: str | os.PathLike) -> Iterator[Any]:
     """The open file, checked for references to other files; every error inside is one line that names the file."""
     location = os.fspath(path)
-    with _open_source(location) as source:
-        try:
-            with h5py.File(source, "r") as file:
-                _refuse_other_files(file)
-                yield file
-        except PermissionError:
-            raise
-        except ValueError as error:
-            raise ValueError(f"{location}: {one_line(error)}") from error
-        except Exception as error:  # h5py lets OSError, RuntimeError, KeyError and more out of a damaged file
-            raise ValueError(
-                f"{location}: expected a whole HDF5 file in The Well's format, found one that cannot be read "
-                f"({type(error).__name__}: {one_line(error)}); download or write it again"
-            ) from error
+    with _open_source(location) as source, open_well_file(location, source) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def open_well_file(location: str, source: Any) -> Iterator[Any]:
+    """The same over a path or a file object that is open already."""
+    try:
+        with h5py.File(source, "r") as file:
+            _refuse_other_files(file)
+            yield file
+    except PermissionError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{location}: {one_line(error)}") from error
+    except Exception as error:  # h5py lets OSError, RuntimeError, KeyError and more out of a damaged file
+        failure = source.failure if isinstance(source, BufferedRangeFile) else None
+        if failure is not None:  # the file may be whole, only its bytes did not come
+            raise failure from error
+        raise ValueError(
+            f"{location}: expected a whole HDF5 file in The Well's format, found one that cannot be read "
+            f"({type(error).__name__}: {one_line(error)}); download or write it again"
+        ) from error
 
 
 @contextlib.contextmanager

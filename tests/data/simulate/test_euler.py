@@ -87,6 +87,7 @@ def test_sods_tube_converges_at_first_order_to_the_exact_solution(axis):
     [
         ((1.0, 0.0, 1000.0), (1.0, 0.0, 0.01), 0.012, (0.12, 0.32, 6.0)),  # a pressure ratio of 1e5
         ((1.0, -2.0, 0.4), (1.0, 2.0, 0.4), 0.15, (0.008, 0.02, 0.004)),  # two fans and nearly a vacuum
+        ((1.0, 5.0, 0.01), (1.0, -5.0, 0.01), 0.2, (0.1, 0.03, 0.3)),  # two shocks of a head-on collision
         ((1.0, 0.7, 1.0), (0.3, 0.7, 1.0), 0.25, (0.008, 1e-6, 1e-6)),  # a contact alone
     ],
 )

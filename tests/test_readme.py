@@ -13,21 +13,41 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_python_example_runs_where_the_demo_has_run(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def demo_has_run(tmp_path, monkeypatch):
+    """A small stand-in for what `make demo` leaves behind."""
     simulate = pytest.importorskip("walrus_hf.data.simulate")
     pytest.importorskip("exponax")
-    WalrusPipeline(small_model(field2id=None)).save_pretrained(tmp_path / "demo-output" / "model")
-    (tmp_path / "demo-output" / "unseen").mkdir()
-    save_well(simulate.shear_flow(0, (16, 24), frames=26), tmp_path / "demo-output" / "unseen" / "shear_flow.hdf5")
+    output = tmp_path / "demo-output"
+    WalrusPipeline(small_model(field2id=None)).save_pretrained(output / "model")
+    for folder in ("unseen", "data"):
+        (output / folder).mkdir()
+    save_well(simulate.shear_flow(0, (16, 24), frames=26), output / "unseen" / "shear_flow.hdf5")
+    save_well(simulate.shear_flow(1, (16, 24), frames=26), output / "data" / "shear_flow.hdf5")
+    save_well(simulate.gray_scott(1, (16, 24), frames=26), output / "data" / "gray_scott.hdf5")
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(code.splitlines()) <= 10
-    exec(compile(code, "README.md", "exec"), {})
-    assert (tmp_path / "forecast.hdf5").is_file()
+
+
+PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_python_example_runs_where_the_demo_has_run(demo_has_run, capsys):
+    assert len(PYTHON[0].splitlines()) <= 10
+    exec(compile(PYTHON[0], "README.md", "exec"), {})
+    assert Path("forecast.hdf5").is_file()
     printed = capsys.readouterr().out
     assert "16 frames of x=16 x y=24" in printed
     assert "velocity" in printed
     assert "1:10" in printed
+
+
+def test_the_example_of_a_stream_gives_inputs_that_the_model_takes(demo_has_run, monkeypatch):
+    monkeypatch.setenv("WALRUS_HF_CACHE", "manifests")
+    names: dict = {}
+    exec(compile(PYTHON[1], "README.md", "exec"), names)
+    assert len(PYTHON) == 2
+    assert names["inputs"]["field_values"].shape[:2] == (2, 6)
+    assert small_model(field2id=None)(**names["inputs"]).loss > 0
 
 
 def test_every_file_of_the_tree_and_every_link_exists():
@@ -44,6 +64,7 @@ def test_the_commands_of_the_readme_are_commands_of_the_program():
     from walrus_hf.cli import app
 
     known = {command.callback.__name__ for command in app.registered_commands}
+    known |= {group.name for group in app.registered_groups}
     used = set(re.findall(r"walrus-hf ([a-z]+)", README)) - {"hf"}
     assert used
     assert used <= known, used - known

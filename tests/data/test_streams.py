@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -470,3 +471,45 @@ def test_a_stream_that_is_dropped_lets_go_of_its_memory_and_threads(folder):
         if thread.name.startswith("walrus_hf"):
             thread.join(timeout=5)
     assert threading.active_count() < before
+
+
+# The Hub, or a server that answers like it, in a process of its own with its own environment
+
+HUB = """
+import json, os, sys
+from pathlib import Path
+sys.path.insert(0, os.getcwd())
+from tests.data.http_server import HubServer, SignedStore
+store = SignedStore(uses=5)
+hub = HubServer(store=store, token="hf_right")
+name = "polymathic-ai/shear_flow"
+files = {f"data/train/{p.name}": p.read_bytes() for p in Path(sys.argv[1]).iterdir()}
+first = hub.commit(name, files)
+os.environ.update(HF_ENDPOINT=hub.root, HF_TOKEN="hf_right", HF_HUB_DISABLE_XET="1")
+from tests.data.wells import assert_rows_match, addresses
+from walrus_hf.data import load_stream, open_source
+stream = load_stream("shear_flow", epochs=1)
+manifest, scenario = open_source("shear_flow")
+hub.commit(name, {"data/train/0.hdf5": b"another file"})   # the branch moves on, the stream does not
+batches = list(stream)
+for batch in batches:
+    assert_rows_match(Path(sys.argv[1]).parents[1], batch)
+found = addresses(batches)
+tokens = sum("authorization" in request.headers for request in store.log)
+print(json.dumps([manifest.root, first, batches[0]["source"], len(found), len(set(found)), tokens, hub.requests]))
+"""
+
+
+def test_a_scenario_on_the_hub_is_read_at_the_commit_where_it_was_indexed(tmp_path):
+    folder = write_source(tmp_path / "flow", constant=False)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
+    run = subprocess.run(
+        [sys.executable, "-c", HUB, str(folder / "data" / "train")], capture_output=True, text=True,
+        cwd=Path(__file__).parents[2], env={**environment, "OMP_NUM_THREADS": "1"}, timeout=120,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    root, commit, source, windows, different, tokens, asked = json.loads(run.stdout.splitlines()[-1])
+    assert root == f"hf://datasets/polymathic-ai/shear_flow@{commit}/data/train"
+    assert (source, windows, different) == ("shear_flow", 84, 84)
+    assert tokens == 0  # it goes to the Hub alone
+    assert asked < 60

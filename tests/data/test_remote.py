@@ -21,6 +21,7 @@ import fsspec
 import h5py
 import numpy as np
 import pytest
+import requests
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -550,8 +551,7 @@ def test_no_error_shows_what_signs_an_address(signed):
 
 
 def test_threads_share_what_one_of_them_is_told(server):
-    server.latency = 0.02
-    server.always("a.bin", Fault(status=503))
+    server.always("a.bin", Fault(status=503, delay=0.2))
     file = open_range_file(server.url("a.bin"), retries=Retries(attempts=3))
     with ThreadPoolExecutor(8) as pool:
         failed = [task.exception() for task in [pool.submit(file.read, 0, 9) for _ in range(8)]]
@@ -562,10 +562,9 @@ def test_threads_share_what_one_of_them_is_told(server):
 def test_threads_share_a_way_that_fails(signed, monkeypatch):
     endpoint, store = signed
     monkeypatch.setattr(remote, "_sleep", time.sleep)
-    endpoint.latency = 0.05
-    file = opened(endpoint, attempts=3, first_wait=0.1)
+    file = opened(endpoint, attempts=3, first_wait=0.3)
     store.revoke()
-    endpoint.always("a.bin", Fault(status=503))
+    endpoint.always("a.bin", Fault(status=503, delay=0.1))
     with ThreadPoolExecutor(8) as pool:
         failed = [task.exception() for task in [pool.submit(file.read, 0, 9) for _ in range(8)]]
     assert all("HTTP 503" in str(error) for error in failed)
@@ -789,11 +788,19 @@ def test_a_simulation_that_does_not_arrive_is_not_called_damaged(server, simulat
     assert server.requests == good + 6  # after the first failure nothing more is asked for
 
 
+def test_a_redirect_from_https_to_http_is_refused(monkeypatch, server):
+    answer = requests.Response()
+    answer.status_code, answer.headers["Location"], answer.raw = 302, server.url("a.bin"), io.BytesIO()
+    monkeypatch.setattr(requests.Session, "get", lambda *_, **__: answer)
+    with pytest.raises(OSError, match="expected a redirect to an address as safe as this one"):
+        open_range_file("https://example.org/a.bin").identity()
+
+
 def test_a_simulation_that_changes_while_it_is_read_is_refused(server, simulation):
     server.files["flow.hdf5"] = simulation.read_bytes()
     with BufferedRangeFile(open_range_file(server.url("flow.hdf5"))) as source, h5py.File(source, "r") as file:
         server.files["flow.hdf5"] = simulation.read_bytes() + b"x"
-        with pytest.raises(OSError, match="index it again"):
+        with pytest.raises(ChangedFileError, match="index it again"):
             file["t1_fields/v"][0, 3:9]
         assert isinstance(source.failure, ChangedFileError)
 
@@ -1028,7 +1035,8 @@ HUB = """
     os.environ.update(HF_ENDPOINT=hub.root, HF_TOKEN="hf_right", HF_HUB_DISABLE_XET="1")
 
     from walrus_hf.data import remote
-    from walrus_hf.data.remote import BufferedRangeFile, Identity, list_files, open_range_file
+    from walrus_hf.data.remote import list_files, open_range_file
+    from walrus_hf.data.well import load_well
     remote._sleep = lambda _: None
 
     def error(action):
@@ -1086,7 +1094,19 @@ HUB = """
     key = f"datasets/{name}/resolve/main/data/train/a.hdf5"
     hub.script(key, Fault(status=429, headers={"RateLimit": '"resolvers";r=0;t=1'}), Fault(status=502))
     found["after a limit"] = open_range_file(url).read(0, 9) == other[:9]
-    print(json.dumps(found))
+
+    # Errors that live as long as the process
+    files = {"a.hdf5": data, "b.hdf5": data}
+    hub.commit(name, files)
+    kept = []
+    for path in ("a.hdf5", "b.hdf5"):
+        store.script(f"{name}/{hub.branches[name, 'main']}/a.hdf5", None, *[Fault(status=503)] * 6)
+        try:
+            load_well(f"{root}/{path}")
+        except Exception as caught:
+            kept.append(caught)
+    found["kept"] = [[type(caught).__name__, str(caught)] for caught in kept]
+    print(json.dumps(found), flush=True)
 """
 
 
@@ -1160,6 +1180,14 @@ def test_what_is_not_on_the_hub_is_not_found(hub, case):
     assert message.startswith("hf://datasets/")
     assert "check the address" in message
     assert "\n" not in message
+
+
+def test_an_error_that_is_kept_until_the_end_does_not_crash_the_process(hub):
+    lost, damaged = hub["kept"]  # the process ended well, or there were no answers
+    assert lost[0] == "OSError"
+    assert "HTTP 503" in lost[1]
+    assert damaged[0] == "ValueError"
+    assert "expected a whole HDF5 file" in damaged[1]
 
 
 def test_offline_the_hub_is_not_asked(monkeypatch):

@@ -14,6 +14,7 @@ import os
 import re
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -293,8 +294,8 @@ class BufferedRangeFile(io.RawIOBase):
     """A `RangeFile` as a file object for h5py, zipfile and `numpy.load`: read-only and seekable.
 
     Small reads are served from blocks, of which at most `blocks` of `block_size` bytes are kept; larger reads go to
-    the file itself. h5py turns failures into errors of its own, so the first one is kept in `failure`, and every
-    later read fails with it at once.
+    the file itself. h5py can pass over a failure or turn it into an error of its own, so the first one is kept in
+    `failure`, and every later read fails with it at once. Give it to h5py inside `with`, see `__exit__`.
     """
 
     def __init__(self, file: RangeFile, block_size: int = 2**20, blocks: int = 32) -> None:
@@ -313,6 +314,21 @@ class BufferedRangeFile(io.RawIOBase):
     def close(self) -> None:
         self._block.cache_clear()
         super().close()
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """Close, and forget the local variables of the calls that failed.
+
+        h5py's calls hold what HDF5 frees when the process ends. If an error, kept by the user or by an interactive
+        session, holds them until then, HDF5 calls Python when Python is gone, and the process crashes.
+        """
+        errors, seen = [error], set()
+        while errors:
+            failed = errors.pop()
+            if failed is not None and id(failed) not in seen:
+                seen.add(id(failed))
+                traceback.clear_frames(failed.__traceback__)
+                errors += [failed.__cause__, failed.__context__]
+        super().__exit__(kind, error, trace)
 
     def readable(self) -> bool:
         return True
@@ -335,7 +351,7 @@ class BufferedRangeFile(io.RawIOBase):
         if self.closed:
             raise ValueError(f"{self.file.url}: expected an open file, found it closed")
         if self.failure is not None:
-            raise self.failure
+            raise type(self.failure)(*self.failure.args)
         start, stop = self._position, min(self._position + len(view), self._size)
         if start >= stop:
             return 0
@@ -347,7 +363,7 @@ class BufferedRangeFile(io.RawIOBase):
                 blocks = b"".join(self._block(number) for number in range(first, last + 1))
                 view[: stop - start] = memoryview(blocks)[start - first * self._block_size :][: stop - start]
         except OSError as error:
-            self.failure = error
+            self.failure = type(error)(*error.args)  # without the calls that led to it
             raise
         self._position = stop
         return stop - start

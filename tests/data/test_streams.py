@@ -313,6 +313,19 @@ def test_a_scenario_that_needs_a_conversion_names_the_command():
         load_stream("pdebench_cns_3d_turbulent")
 
 
+def test_on_request_files_that_cannot_be_indexed_are_left_out_with_a_warning(folder):
+    path = folder / "data" / "train" / "0.hdf5"
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(ValueError, match=r"0\.hdf5: expected a whole HDF5 file"):
+        load_stream(folder)
+    with pytest.warns(UserWarning, match=r"left out a damaged file: .*0\.hdf5"):
+        stream = load_stream(folder, skip_damaged=True, epochs=1)
+    assert {a[0] for a in addresses(stream)} == {"1.hdf5"}
+    path.with_name("1.hdf5").unlink()
+    with pytest.raises(ValueError, match="found 1 damaged ones"), pytest.warns(UserWarning, match="left out"):
+        load_stream(folder, skip_damaged=True)
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import secrets
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -231,13 +232,18 @@ def load_manifest(path: str | os.PathLike, root: str | None = None, storage_opti
 
 
 def build_manifest(
-    url: str | os.PathLike, exclude: Sequence[str] = (), storage_options: dict | None = None, cache: bool = True
+    url: str | os.PathLike,
+    exclude: Sequence[str] = (),
+    storage_options: dict | None = None,
+    cache: bool = True,
+    skip_damaged: bool = False,
 ) -> Manifest:
     """Index all files in a folder, or one file; what was indexed before comes from the cache on disk.
 
     Args:
         url: a folder or file, local or any URL that can be listed.
         exclude: parts of file names to leave out.
+        skip_damaged: leave damaged files out with a warning, as long as one is whole, instead of raising.
 
     Raises:
         FileNotFoundError: no such folder, or no file in it.
@@ -256,13 +262,22 @@ def build_manifest(
         pinned = open_range_file(f"{root}/{paths[0]}", storage_options=storage_options).pinned_url()
         root = pinned.removesuffix(f"/{paths[0]}")
 
-    def index(path: str) -> FileManifest:
-        entry = index_file(join_inside(root, path), path, storage_options, cache)
+    def index(path: str) -> FileManifest | None:
+        try:
+            entry = index_file(join_inside(root, path), path, storage_options, cache)
+        except ValueError as error:
+            if not skip_damaged:
+                raise
+            warnings.warn(f"left out a damaged file: {error}", stacklevel=2)
+            return None
         beside = "/".join([*path.split("/")[:-1], flowbench.GEOMETRY_SUFFIX])
         return dataclasses.replace(entry, geometry=beside if beside in geometries else None)
 
     with ThreadPoolExecutor(PARALLEL) as pool:
-        return Manifest(root, tuple(pool.map(index, paths)))
+        files = tuple(entry for entry in pool.map(index, paths) if entry is not None)
+    if not files:
+        raise ValueError(f"{location}: expected a whole file, found {len(paths)} damaged ones")
+    return Manifest(root, files)
 
 
 def index_file(url: str, path: str, storage_options: dict | None = None, cache: bool = True) -> FileManifest:

@@ -64,7 +64,8 @@ def load_stream(
         base_path: folder or URL that holds the scenarios as `<name>/data/<split>`, instead of the Hub.
         cache_bytes: bound of the frames in memory, in each process; it also bounds the size of blocks.
         threads: byte ranges that are fetched at the same time.
-        skip_damaged: replace windows of damaged files instead of raising; counted and warned about.
+        skip_damaged: leave out files that cannot be indexed, and replace windows of files whose data turn out to be
+            damaged, instead of raising; counted and warned about.
         history: how far the same stream came at other world sizes, `[(world size, batches of each rank), ...]`: to
             restart on more or fewer processes without seeing a window of an unfinished epoch twice.
         storage_options: for fsspec, where files lie in a store of its own.
@@ -86,7 +87,7 @@ def load_stream(
         if isinstance(source, ScenarioIndex):
             indexes.append(source)
             continue
-        manifest, scenario = open_source(source, split, base_path, storage_options)
+        manifest, scenario = open_source(source, split, base_path, storage_options, skip_damaged)
         settings = processor or WalrusProcessor()
         zeros = () if scenario is None else scenario.zero_fields
         settings = settings if scenario is None else scenario_processor(settings, scenario)
@@ -113,6 +114,7 @@ def open_source(
     split: str = "train",
     base_path: str | os.PathLike | None = None,
     storage_options: dict | None = None,
+    skip_damaged: bool = False,
 ) -> tuple[Manifest, Scenario | None]:
     """The manifest of a source, and its scenario where it was given by name.
 
@@ -122,13 +124,15 @@ def open_source(
     if location.endswith(".json"):
         return load_manifest(location, None, storage_options), None
     if os.path.exists(location) or "://" in location:
-        return build_manifest(_split_folder(location, split, storage_options), (), storage_options), None
+        return build_manifest(
+            _split_folder(location, split, storage_options), (), storage_options, skip_damaged=skip_damaged
+        ), None
     scenario = find_scenario(location)
     if base_path is None:
         url = scenario.url(split)
     else:  # files of The Well already, whatever was published
         url = f"{os.fspath(base_path).rstrip('/')}/{scenario.name}/data/{split}"
-    return build_manifest(url, scenario.exclusions(split), storage_options), scenario
+    return build_manifest(url, scenario.exclusions(split), storage_options, skip_damaged=skip_damaged), scenario
 
 
 def _split_folder(location: str, split: str, storage_options: dict | None) -> str:

@@ -2,11 +2,13 @@
 
 import sys
 
+import numpy as np
+import pytest
+
+pytest.importorskip("exponax")
 import exponax
 import jax
 import jax.numpy as jnp
-import numpy as np
-import pytest
 from scipy.linalg import expm
 
 from walrus_hf import metrics

@@ -1,0 +1,134 @@
+"""Data sets of simulations on disk, in The Well's format and layout of folders."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import inspect
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from ...fields import Trajectory
+from ..well_writer import save_well
+from .acoustics import acoustic_scattering
+from .convection import rayleigh_benard
+from .euler import euler_multi_quadrants
+from .incompressible import kolmogorov_flow, turbulence_3d
+from .periodic import gray_scott, shear_flow
+from .spectral import advection_diffusion_3d, burgers, wave
+
+# Every simulation of the package by name: `simulation(seed, **parameters)` is one trajectory.
+SIMULATIONS: dict[str, Callable[..., Trajectory]] = {
+    "acoustic_scattering": acoustic_scattering,
+    "advection_diffusion_3d": advection_diffusion_3d,
+    "burgers": burgers,
+    "euler_multi_quadrants_open": functools.partial(euler_multi_quadrants, boundary="open"),
+    "euler_multi_quadrants_periodic": functools.partial(euler_multi_quadrants, boundary="periodic"),
+    "gray_scott": gray_scott,
+    "kolmogorov_flow": kolmogorov_flow,
+    "rayleigh_benard": rayleigh_benard,
+    "shear_flow": shear_flow,
+    "turbulence_3d": turbulence_3d,
+    "wave": wave,
+}
+SPLITS = ("train", "valid", "test")
+
+
+def write_simulations(
+    name: str,
+    output_dir: str | os.PathLike,
+    trajectories: int,
+    seed: int = 0,
+    split: str = "train",
+    trajectories_per_file: int = 8,
+    overwrite: bool = False,
+    progress: bool = False,
+    **parameters: Any,
+) -> list[Path]:
+    """Simulate trajectories and write them as `<output_dir>/<name>/data/<split>/<name>_<i>.hdf5`.
+
+    Trajectory number n of a split is the same however many are asked for, and no two splits share one; see
+    `trajectory_seed`. One file's trajectories are held in memory at a time.
+
+    Args:
+        name: one of `SIMULATIONS`.
+        output_dir: made where it is missing.
+        trajectories: how many to simulate.
+        seed: another one gives other trajectories.
+        split: `train`, `valid` or `test`.
+        trajectories_per_file: the last file has fewer where the numbers do not divide.
+        overwrite: replace files that are there.
+        progress: show a bar on stderr.
+        **parameters: of the simulation, such as `grid` and `frames`.
+
+    Returns:
+        The files, in order. Trajectories are named `<name>_<number>`.
+
+    Raises:
+        ValueError: no such simulation or split, unusable numbers, or a solution that diverged.
+        TypeError: a parameter that the simulation does not have.
+        FileExistsError: one of the files is there and `overwrite` is False; then nothing is simulated.
+        ImportError: the simulation needs the extra `sim` and it is not installed.
+        OSError: a file cannot be written. Files before it are complete.
+    """
+    simulate = _simulation(name)
+    if min(trajectories, trajectories_per_file) < 1:
+        raise ValueError(
+            "trajectories and trajectories_per_file: expected at least 1, "
+            f"found {trajectories} and {trajectories_per_file}"
+        )
+    _check_parameters(name, simulate, parameters)
+    seeds = [trajectory_seed(seed, split, number) for number in range(trajectories)]
+    folder = Path(output_dir) / name / "data" / split
+    files = {
+        folder / f"{name}_{i}.hdf5": range(first, min(first + trajectories_per_file, trajectories))
+        for i, first in enumerate(range(0, trajectories, trajectories_per_file))
+    }
+    for file in files:
+        if file.exists() and not overwrite:
+            raise FileExistsError(f"{file}: expected no file, found one; pass overwrite=True to replace it")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tqdm(total=trajectories, desc=f"{name} {split}", disable=not progress) as bar:
+        for file, numbers in files.items():
+            batch = []
+            for number in numbers:
+                # The Well wants one name in a folder, whatever regime a simulation puts into its own.
+                batch.append(dataclasses.replace(simulate(seeds[number], **parameters), name=f"{name}_{number}"))
+                bar.update()
+            save_well(batch, file, overwrite)
+    return list(files)
+
+
+def trajectory_seed(seed: int, split: str, number: int) -> int:
+    """The seed that `write_simulations` gives to trajectory `number` of a split: `SIMULATIONS[name](seed)` is the same.
+
+    64 bits drawn from all three, so that neither splits nor seeds share trajectories.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split: expected one of {', '.join(SPLITS)}, found {split!r}")
+    if seed < 0:
+        raise ValueError(f"seed: expected a number that is not negative, found {seed}")
+    sequence = np.random.SeedSequence(seed, spawn_key=(SPLITS.index(split), number))
+    return int(sequence.generate_state(1, np.uint64)[0])
+
+
+def _simulation(name: str) -> Callable[..., Trajectory]:
+    if name in SIMULATIONS:
+        return SIMULATIONS[name]
+    near = [known for known in SIMULATIONS if name in known] or difflib.get_close_matches(name, SIMULATIONS, cutoff=0.4)
+    expected = f"perhaps {' or '.join(map(repr, near))}" if near else f"one of {', '.join(SIMULATIONS)}"
+    raise ValueError(f"expected the name of a simulation, {expected}, found {name!r}")
+
+
+def _check_parameters(name: str, simulate: Callable[..., Trajectory], parameters: dict[str, Any]) -> None:
+    fixed = {"seed", *(simulate.keywords if isinstance(simulate, functools.partial) else ())}
+    known = [parameter for parameter in inspect.signature(simulate).parameters if parameter not in fixed]
+    for parameter in parameters:
+        if parameter not in known:
+            raise TypeError(f"{name}: expected parameters among {', '.join(known)}, found {parameter!r}")

@@ -212,6 +212,9 @@ class SignedStore(RangeServer):
     def authorized(self, headers: dict[str, str]) -> bool:
         return True
 
+    def etag(self, path: str) -> str:
+        return f"{super().etag(path)[:8]}-{hashlib.sha256(path.encode()).hexdigest()[:8]}"  # as its own as a store's
+
     def answer(self, path: str, query: dict[str, str], headers: dict[str, str], body: bytes, whole: bool) -> Answer:
         with self._lock:
             signature = query.get("signature", "")

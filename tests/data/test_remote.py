@@ -1,5 +1,6 @@
 """Ranges of files: intact or a clear error, whatever the store does."""
 
+import contextlib
 import email.utils
 import io
 import json
@@ -25,7 +26,7 @@ import requests
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from walrus_hf.data import remote
+from walrus_hf.data import remote, well
 from walrus_hf.data.remote import (
     TRANSFERS,
     BufferedRangeFile,
@@ -190,6 +191,7 @@ def test_a_wait_until_a_date_is_counted_by_the_clock_of_the_server(server, waits
 
 WRONG = [
     {"Content-Range": "bytes 101-200/300000"},
+    {"Content-Range": "bytes 101-199/300000"},
     {"Content-Range": "bytes 100-150/300000"},
     {"Content-Range": "bytes 100-300/300000"},
     {"Content-Range": "bytes 100-199/*"},
@@ -788,6 +790,20 @@ def test_a_simulation_that_does_not_arrive_is_not_called_damaged(server, simulat
     assert server.requests == good + 6  # after the first failure nothing more is asked for
 
 
+@pytest.mark.parametrize("consequence", [None, ValueError("no group 'dimensions'"), KeyError("u")], ids=repr)
+def test_a_lost_read_is_the_error_whatever_came_of_it(server, consequence):
+    def read():
+        with well._open_source(server.url("a.bin")) as file:
+            server.always("a.bin", Fault(status=503))
+            with contextlib.suppress(OSError):
+                file.read(9)
+            if consequence is not None:
+                raise consequence
+
+    with pytest.raises(OSError, match="HTTP 503"):
+        read()
+
+
 def test_a_redirect_from_https_to_http_is_refused(monkeypatch, server):
     answer = requests.Response()
     answer.status_code, answer.headers["Location"], answer.raw = 302, server.url("a.bin"), io.BytesIO()
@@ -1055,6 +1071,9 @@ HUB = """
     found["no repository to list"] = error(lambda: list_files("hf://datasets/a/b", (".hdf5",)))
     found["wrong token to list"] = error(lambda: list_files(root, (".hdf5",), {"token": "hf_wrong"}))
 
+    hub.commit("someone/else", {"../a.hdf5": data})
+    found["hostile"] = error(lambda: list_files("hf://datasets/someone/else", (".hdf5",), recursive=True))
+
     hub.forget()
     url = f"{root}/data/train/a.hdf5"
     file = open_range_file(url)
@@ -1140,6 +1159,12 @@ def test_a_file_on_the_hub_is_resolved_once_until_its_address_expires(hub):
     assert hub["small"] == "rms: 1"
     assert hub["pull request"]
     assert hub["after a limit"]
+
+
+def test_a_repository_whose_names_leave_it_is_refused(hub):
+    kind, message = hub["hostile"]
+    assert kind == "ValueError"
+    assert "found '../a.hdf5'" in message
 
 
 def test_the_revision_is_pinned_to_the_commit_found_first(hub):

@@ -146,17 +146,17 @@ class HttpFile(RangeFile):
 
     def _open(self, start: int, stop: int, reference: Identity | None) -> tuple[Any, Identity]:
         """The checked answer to a request for the range, its body unread, and what it says the file is."""
+        lost = self._lost
         while True:
-            lost = self._lost
             with self._resolving:  # one thread walks, the others use what it finds
                 target = self._target
                 if target is None or time.monotonic() > target.expires:
-                    if self._lost is not None and self._lost is not lost:  # it failed while this one waited
+                    if self._lost is not None and self._lost is not lost:  # it failed meanwhile
                         raise Transient(str(self._lost), wait=self._lost.wait)
                     try:
                         return self._walk(start, stop, reference)
                     except Transient as trouble:
-                        self._lost = trouble
+                        self._lost = Transient(str(trouble), wait=trouble.wait)  # without the calls and their buffers
                         raise
             response = self._get(target.url, start, stop)
             if response.status_code not in (*_REFUSED, *_REDIRECTS):
@@ -181,10 +181,12 @@ class HttpFile(RangeFile):
                 return self._checked(response, start, stop, reference, version)
             response.close()
             version = _version(response.headers.get("X-Linked-Etag")) or version
-            following = urljoin(url, response.headers.get("Location", ""))
-            if urlsplit(following).scheme not in ("http", "https") or (
-                url.startswith("https:") and not following.startswith("https:")
-            ):
+            try:
+                following = urljoin(url, response.headers.get("Location", ""))
+                scheme = _origin(following)[0]
+            except ValueError:
+                scheme = ""
+            if scheme not in (("https",) if url.startswith("https:") else ("http", "https")):
                 raise OSError(f"{self.url}: expected a redirect to an address as safe as this one, found another")
             url = following
         raise OSError(f"{self.url}: expected at most {_HOPS} redirects, found more; check the address")

@@ -163,7 +163,7 @@ class RangeFile:
                     try:
                         self._identity = self._ask()
                     except OSError as error:
-                        self._told = error
+                        self._told = type(error)(*error.args)  # without the calls that led to it
                         raise
         return self._identity
 

@@ -199,8 +199,10 @@ class HttpFile(RangeFile):
         timeout = self.retries.timeout
         try:
             return _session().get(url, headers=headers, stream=True, allow_redirects=False, timeout=(timeout, timeout))
-        except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema) as error:
-            raise OSError(f"{self.url}: expected an address that can be opened, found {brief(error)}") from error
+        except ValueError as error:  # addresses, headers and redirects that requests cannot read
+            raise OSError(
+                f"{self.url}: expected an address that can be opened, found {brief(error)}; check address and headers"
+            ) from error
         except _TROUBLE as error:
             raise Transient(f"{type(error).__name__}: {brief(error)}") from error
 

@@ -1023,6 +1023,20 @@ def test_no_path_leaves_its_root_however_it_is_read(relative):
     assert not re.search(r"(^|/)\.\.?(/|$)", parts.path)
 
 
+def test_links_of_the_hubs_cache_into_its_own_blobs_are_followed(tmp_path):
+    repository = tmp_path / "datasets--polymathic-ai--flow"
+    root = repository / "snapshots" / "c0ffee" / "data"
+    (repository / "blobs").mkdir(parents=True)
+    (repository / "blobs" / "abc").write_bytes(b"good")
+    root.mkdir(parents=True)
+    (root / "a.bin").symlink_to("../../../blobs/abc")
+    (tmp_path / "secret.bin").write_bytes(b"secret")
+    (root / "b.bin").symlink_to(tmp_path / "secret.bin")
+    assert open_range_file(join_inside(str(root), "a.bin")).read(0, 4) == b"good"
+    with pytest.raises(ValueError, match="a link out of it"):
+        join_inside(str(root), "b.bin")
+
+
 def test_links_out_of_the_root_are_refused(tmp_path):
     root = tmp_path / "root"
     (root / "deep").mkdir(parents=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator
@@ -95,7 +96,7 @@ class RawPart:
 
     def _load_by_library(self) -> None:
         """Compressed or oddly chunked fields: h5py decodes them."""
-        with open_well_file(self.source.url, BufferedRangeFile(self.source)) as file:
+        with BufferedRangeFile(self.source) as opened, open_well_file(self.source.url, opened) as file:
             for field in self.fields:
                 if field.kind != "library":
                     continue
@@ -110,8 +111,13 @@ class RawPart:
     def _load_flowbench(self) -> None:
         """An archive is one trajectory, mostly compressed: it is read from its front up to the last frame."""
         first, stop = self.runs[0][0], self.runs[-1][1]
-        geometry = None if self.geometry is None else cast(IO[bytes], BufferedRangeFile(self.geometry))
-        trajectory = load_flowbench(cast(IO[bytes], BufferedRangeFile(self.source)), first, stop - first, geometry)
+        with contextlib.ExitStack() as stack:
+            opened, geometry = (
+                None if file is None else cast(IO[bytes], stack.enter_context(BufferedRangeFile(file)))
+                for file in (self.source, self.geometry)
+            )
+            assert opened is not None
+            trajectory = load_flowbench(opened, first, stop - first, geometry)
         kept = np.concatenate([np.arange(begin, end) for begin, end in self.runs]) - first
         for name, values in trajectory.fields.items():
             self.arrays[name][...] = values[kept]

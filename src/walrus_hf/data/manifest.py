@@ -312,7 +312,7 @@ def cache_path(url: str, identity: Identity) -> Path:
 def well_manifest(source: RangeFile, path: str) -> FileManifest:
     """Read the layout of a file of The Well; its fields are checked but not read."""
     identity = source.identity()
-    with open_well_file(source.url, BufferedRangeFile(source)) as file:
+    with BufferedRangeFile(source) as opened, open_well_file(source.url, opened) as file:
         axes, grid = axes_and_grid(file)
         count = count_trajectories(file)
         per_sample = any(np.all(group.attrs.get("sample_varying", False)) for group in _boundary_groups(file))
@@ -340,7 +340,8 @@ def well_manifest(source: RangeFile, path: str) -> FileManifest:
 def flowbench_manifest(source: RangeFile, path: str) -> FileManifest:
     """Read the layout of a FlowBench archive, one trajectory; it is always read whole."""
     identity = source.identity()
-    layout = flowbench.flowbench_layout(cast(IO[bytes], BufferedRangeFile(source)))
+    with BufferedRangeFile(source) as opened:
+        layout = flowbench.flowbench_layout(cast(IO[bytes], opened))
     fields = [("velocity", 1), ("pressure", 0)]
     manifest = FileManifest(
         path=path,

@@ -411,7 +411,7 @@ def join_inside(root: str, relative: str) -> str:
 
     Raises:
         ValueError: a path that could leave the root: absolute, with `..`, a drive, a scheme, a backslash, hidden in
-            percent signs, or over a symbolic link.
+            percent signs, or over a symbolic link. Links of the Hub's cache into its own blobs are no such links.
     """
     check_relative(root, relative)
     path = local_path(root)
@@ -422,10 +422,17 @@ def join_inside(root: str, relative: str) -> str:
             relative = quote(relative)
         return f"{root.rstrip('/')}/{relative}"
     joined = os.path.join(path, *relative.split("/"))
-    real = os.path.realpath(path)
-    if os.path.commonpath([real, os.path.realpath(joined)]) != real:
+    real, target = os.path.realpath(path), os.path.realpath(joined)
+    if not any(os.path.commonpath([place, target]) == place for place in (real, *_blobs(real))):
         raise ValueError(f"{root}: expected a path that stays inside, found {relative!r}, a link out of it")
     return f"{root.rstrip('/')}/{quote(relative)}" if root.startswith("file://") else joined
+
+
+def _blobs(real: str) -> list[str]:
+    """Where the files of a folder in the Hub's cache really lie: `<repository>/snapshots/<commit>/...` are links."""
+    repository, found, _ = real.partition(f"{os.sep}snapshots{os.sep}")
+    name = os.path.basename(repository)
+    return [os.path.join(repository, "blobs")] if found and name.startswith(("datasets--", "models--")) else []
 
 
 def check_relative(root: str, relative: str) -> None:

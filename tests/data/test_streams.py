@@ -526,3 +526,36 @@ def test_a_scenario_on_the_hub_is_read_at_the_commit_where_it_was_indexed(tmp_pa
     assert (source, windows, different) == ("shear_flow", 84, 84)
     assert tokens == 0  # it goes to the Hub alone
     assert asked < 60
+
+
+def test_flowbench_streams_with_its_obstacles_its_splits_and_its_licence(tmp_path):
+    from walrus_hf.data import flowbench
+
+    from .test_flowbench import archive
+
+    rng = np.random.default_rng(0)
+    simulations = {}
+    for geometry in ("1", "2", "10"):
+        place = tmp_path / "flowbench_fpo_harmonics" / "data" / "train" / geometry
+        place.mkdir(parents=True)
+        mask = np.zeros((8, 32))  # (y, x)
+        mask[3:5, 4 : 6 + int(geometry) % 3] = 1
+        np.savez_compressed(place / "input_geometry.npz", mask=mask)
+        values = rng.normal(size=(12, 32, 8, 3))
+        (place / "Re_100.npz").write_bytes(archive(values).getvalue())
+        simulations[f"{geometry}/Re_100.npz"] = (values.astype(np.float32), mask.T != 0)
+    flowbench.warn_of_licence.cache_clear()
+    with pytest.warns(UserWarning, match="not for commercial use"):
+        stream = load_stream("flowbench_fpo_harmonics", base_path=tmp_path, stride_range=(1, 2), epochs=1)
+    batches = list(stream)
+    assert {window["file"] for batch in batches for window in batch["window"]} == {"1/Re_100.npz", "2/Re_100.npz"}
+    for batch in batches:
+        for row, window in enumerate(batch["window"]):
+            values, mask = simulations[window["file"]]
+            kept = values[window["start"] + window["stride"] * np.arange(7)] * ~mask[None, :, :, None]
+            found = torch.cat([batch["field_values"][row], batch["labels"][row, -1:]])[..., 0]  # (T, C, x, y)
+            names = batch["field_ids"][row].tolist()
+            vocabulary = WalrusProcessor().field2id
+            for channel, name in enumerate(("velocity_x", "velocity_y", "pressure")):
+                np.testing.assert_array_equal(found[:, names.index(vocabulary[name])], kept[..., channel])
+            np.testing.assert_array_equal(batch["obstacle_mask"][row, ..., 0], mask)

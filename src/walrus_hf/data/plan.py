@@ -29,7 +29,7 @@ _BLOCKS, _GROUPS, _STRIDES, _MIXTURE = range(4)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Row:
+class Row:
     """The windows of a pass, in block order: numbers, strides and passes (n,) each."""
 
     windows: np.ndarray
@@ -39,8 +39,8 @@ class _Row:
     def __len__(self) -> int:
         return len(self.windows)
 
-    def take(self, kept: np.ndarray | slice) -> _Row:
-        return _Row(self.windows[kept], self.strides[kept], self.passes[kept])
+    def take(self, kept: np.ndarray | slice) -> Row:
+        return Row(self.windows[kept], self.strides[kept], self.passes[kept])
 
 
 class RankPass:
@@ -55,7 +55,7 @@ class RankPass:
     """
 
     def __init__(
-        self, index: ScenarioIndex, row: _Row, rank: int, world_size: int, blocks_in_memory: int, key: Sequence[int]
+        self, index: ScenarioIndex, row: Row, rank: int, world_size: int, blocks_in_memory: int, key: Sequence[int]
     ) -> None:
         share = len(row) // world_size
         self.index = index
@@ -269,25 +269,25 @@ class StreamPlan:
         row = self._row_of_pass(source, nth)
         return RankPass(self.indexes[source], row, rank, world_size, self.blocks_in_memory, key)
 
-    def _row_of_pass(self, source: int, nth: int) -> _Row:
+    def _row_of_pass(self, source: int, nth: int) -> Row:
         rest, following = self._start_of_run[source]
         if len(rest):
             return rest if nth == 0 else self._whole_row(source, following + nth - 1)
         return self._whole_row(source, following + nth)
 
-    def _whole_row(self, source: int, number: int) -> _Row:
+    def _whole_row(self, source: int, number: int) -> Row:
         """All windows of a source in the block order of one pass, whatever the world size."""
         index = self.indexes[source]
         rng = np.random.default_rng([_BLOCKS, self.seed, self.epoch, source, number])
         first, count = index.block_windows(rng.permutation(index.num_blocks))
         windows = np.repeat(first - (np.cumsum(count) - count), count) + np.arange(index.num_windows)
         uniform = uniform_hash((_STRIDES, self.seed, self.epoch, source, number), windows)
-        return _Row(windows, index.strides(windows, uniform), np.full(len(windows), number))
+        return Row(windows, index.strides(windows, uniform), np.full(len(windows), number))
 
-    def _after_history(self) -> list[tuple[_Row, int]]:
+    def _after_history(self) -> list[tuple[Row, int]]:
         """For each source what broken-off passes left over, in block order, and the number of the next whole pass."""
         none = np.empty(0, dtype=np.int64)
-        self._start_of_run = [(_Row(none, none, none), 0)] * len(self.indexes)
+        self._start_of_run = [(Row(none, none, none), 0)] * len(self.indexes)
         worlds = [world for world, _ in self.history[1:]] + [self.world_size]
         for run, ((world_size, batches), next_world) in enumerate(zip(self.history, worlds)):
             if world_size < 1 or batches < 0:
@@ -309,10 +309,10 @@ class StreamPlan:
             found += np.bincount(labels, minlength=sources)
         return found
 
-    def _left_over(self, source: int, run: int, world_size: int, taken: np.ndarray) -> tuple[_Row, int]:
+    def _left_over(self, source: int, run: int, world_size: int, taken: np.ndarray) -> tuple[Row, int]:
         """What a run leaves in which each rank took that many batches of the source, (world size,)."""
         rest, following = self._start_of_run[source]
-        parts: list[_Row] = []
+        parts: list[Row] = []
         nth = 0
         while taken.max() > 0:
             row = self._row_of_pass(source, nth)
@@ -328,7 +328,7 @@ class StreamPlan:
         if nth == 0:
             return rest, following
         merged = [rest.take(slice(0, 0)), *parts]
-        row = _Row(
+        row = Row(
             np.concatenate([part.windows for part in merged]),
             np.concatenate([part.strides for part in merged]),
             np.concatenate([part.passes for part in merged]),

@@ -1,0 +1,192 @@
+"""The files of a source: where they lie, and the manifest of each, or why there is none.
+
+source -> folders of its splits -> their files -> manifests. Unlike `open_source`, which wants all of one split, this
+goes on behind a damaged file and takes all splits, as checks need it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import unquote
+
+from tqdm.auto import tqdm
+
+from .flowbench import GEOMETRY_SUFFIX
+from .manifest import PARALLEL, SUFFIXES, FileManifest, Manifest, index_file, load_manifest
+from .remote import ChangedFileError, Identity, join_inside, list_files, open_range_file
+from .scenarios import SPLITS, Scenario, find_scenario
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """A folder, file or manifest, and the parts of file names to leave out."""
+
+    url: str
+    exclude: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Location:
+    """Where a source lies: a folder for each split or one for all, and the folder of `stats.yaml` where one belongs."""
+
+    folders: tuple[Folder, ...]
+    home: str | None = None
+    scenario: Scenario | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class FileList:
+    """Files below `root` before any is opened; `indexed` is what a manifest, if they come from one, says of them."""
+
+    root: str
+    paths: tuple[str, ...]
+    geometries: frozenset[str] = frozenset()
+    indexed: tuple[FileManifest, ...] = ()
+
+
+def locate_source(
+    source: str | os.PathLike,
+    split: str | None = None,
+    base_path: str | os.PathLike | None = None,
+    storage_options: dict | None = None,
+) -> Location:
+    """The folders of a source as `open_source` understands it; without a split those of all three.
+
+    A source without folders `data/<split>` is one folder. With a base path the source is a scenario's name, even where
+    a folder of that name is at hand.
+
+    Raises:
+        ValueError: no such scenario or split, or data that need a conversion.
+        OSError: a store that cannot be reached.
+    """
+    location, splits = os.fspath(source), SPLITS if split is None else (split,)
+    if base_path is None and (location.endswith(".json") or os.path.exists(location) or "://" in location):
+        location = location.rstrip("/") or "/"
+        if location.endswith((*SUFFIXES, ".json")) or not _has_splits(location, storage_options):
+            return Location((Folder(location),))
+        return Location(tuple(Folder(f"{location}/data/{name}") for name in splits), location)
+    scenario = find_scenario(location)
+    if base_path is not None:
+        home = f"{os.fspath(base_path).rstrip('/')}/{scenario.name}"
+        urls = [f"{home}/data/{name}" for name in splits]
+    else:
+        urls = [scenario.url(name) for name in splits]
+        home = urls[0].removesuffix("/" + scenario.folder.format(split=splits[0]))
+    folders = tuple(Folder(url, scenario.exclusions(name)) for url, name in zip(urls, splits))
+    return Location(folders, None if scenario.format == "flowbench" else home, scenario)
+
+
+def _has_splits(location: str, storage_options: dict | None) -> bool:
+    if location.startswith(("http://", "https://")):  # cannot be listed
+        return False
+    for name in SPLITS:
+        try:
+            if list_files(f"{location}/data/{name}", SUFFIXES, storage_options, recursive=True):
+                return True
+        except FileNotFoundError:
+            pass
+    return False
+
+
+def index_source(
+    source: str | os.PathLike,
+    split: str = "train",
+    base_path: str | os.PathLike | None = None,
+    progress: bool = False,
+    storage_options: dict | None = None,
+) -> tuple[Manifest, Scenario | None]:
+    """The manifest of one split, and the scenario where it was given by name; `progress` shows a bar over the files.
+
+    Raises:
+        FileNotFoundError: no such folder or split, or no file in it.
+        OSError, ValueError: the first file that cannot be read; it is named.
+    """
+    place = locate_source(source, split, base_path, storage_options)
+    (folder,) = place.folders
+    if folder.url.endswith(".json"):
+        return load_manifest(folder.url, None, storage_options), None
+    files = list_folder(folder, storage_options)
+    entries = []
+    for entry in index_files(files, storage_options, progress=progress):
+        if not isinstance(entry, FileManifest):
+            raise entry
+        entries.append(entry)
+    return Manifest(files.root, tuple(entries)), place.scenario
+
+
+def list_folder(folder: Folder, storage_options: dict | None = None) -> FileList:
+    """The files of a folder, on the Hub those of this moment's commit.
+
+    Raises:
+        FileNotFoundError: no such folder, or no file in it.
+        OSError, ValueError: a folder that cannot be listed.
+    """
+    location = folder.url
+    if location.endswith(".json"):
+        manifest = load_manifest(location, None, storage_options)
+        geometries = frozenset(entry.geometry for entry in manifest.files if entry.geometry is not None)
+        return FileList(manifest.root, tuple(e.path for e in manifest.files), geometries, manifest.files)
+    whole_folder = not location.endswith(SUFFIXES)
+    found = list_files(location, SUFFIXES, storage_options, recursive=whole_folder)
+    if whole_folder and found == [location]:
+        raise ValueError(
+            f"{location}: expected a folder, or a file ending in {', '.join(SUFFIXES)}, found another file"
+        )
+    root = location if whole_folder else location.rpartition("/")[0] or "."
+    paths = [file.removeprefix(f"{root}/") for file in found]
+    if root.startswith(("file://", "http://", "https://")):
+        paths = [unquote(path) for path in paths]  # `join_inside` quotes them again
+    geometries = frozenset(path for path in paths if path.endswith(GEOMETRY_SUFFIX))
+    paths = [p for p in paths if p not in geometries and not any(part in f"/{p}" for part in folder.exclude)]
+    if not paths:
+        raise FileNotFoundError(f"{location}: expected files ending in {', '.join(SUFFIXES)}, found none")
+    if root.startswith("hf://"):
+        pinned = open_range_file(f"{root}/{paths[0]}", storage_options=storage_options).pinned_url()
+        root = pinned.removesuffix(f"/{paths[0]}")
+    return FileList(root, tuple(paths), geometries)
+
+
+def index_files(
+    files: FileList, storage_options: dict | None = None, cache: bool = True, progress: bool = False
+) -> Iterator[FileManifest | ValueError | OSError]:
+    """The manifest of each file in their order, or the error that stands in its way."""
+
+    def index(path: str) -> FileManifest | ValueError | OSError:
+        beside = "/".join([*path.split("/")[:-1], GEOMETRY_SUFFIX])
+        try:
+            entry = index_file(join_inside(files.root, path), path, storage_options, cache)
+            if files.indexed:
+                _refuse_another(files.indexed[files.paths.index(path)], entry)
+            return dataclasses.replace(entry, geometry=beside if beside in files.geometries else None)
+        except (ValueError, OSError) as error:
+            return error
+
+    with (
+        ThreadPoolExecutor(PARALLEL) as pool,
+        tqdm(total=len(files.paths), desc="index", unit="file", leave=False, disable=None if progress else True) as bar,
+    ):
+        for entry in pool.map(index, files.paths):
+            yield entry
+            bar.update()
+
+
+def _refuse_another(expected: FileManifest, found: FileManifest) -> None:
+    """The file must be the one that a manifest was made of."""
+    if Identity(expected.size, expected.version).differs(Identity(found.size, found.version)):
+        raise ChangedFileError(
+            f"expected the file that was indexed ({expected.size} bytes, version {expected.version!r}), found another "
+            f"one ({found.size} bytes, version {found.version!r}); index it again"
+        )
+    if _layout(expected) != _layout(found):
+        raise ValueError("expected the layout in the manifest, found another one in the file; index it again")
+
+
+def _layout(entry: FileManifest) -> list[dict[str, Any]]:
+    return [
+        {**vars(field), "chunk_offsets": None if field.chunk_offsets is None else field.chunk_offsets.tolist()}
+        for field in entry.fields
+    ]

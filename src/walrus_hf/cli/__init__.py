@@ -1,4 +1,4 @@
-"""The command line: `walrus-hf forecast | evaluate | convert | info | demo`, one module a command.
+"""The command line: `walrus-hf forecast | evaluate | convert | info | demo | data`, one module a command.
 
 Exit codes: 0 done, 1 the machine failed (disk, memory, network), 2 the input cannot be used.
 """
@@ -12,7 +12,7 @@ import typer
 from huggingface_hub.errors import StrictDataclassError
 
 from ..bench.allocator import keep_freed_memory
-from . import convert, demo, evaluate, forecast, info
+from . import convert, data, demo, evaluate, forecast, info
 
 app = typer.Typer(
     name="walrus-hf",
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 for command in (demo.demo, forecast.forecast, evaluate.evaluate, info.info, convert.convert):
     app.command()(command)
+app.add_typer(data.app)
 
 # What a user can mend; the rest of OSError (full disk, no permission, a URL that does not answer) is the machine's.
 USER_ERRORS = (

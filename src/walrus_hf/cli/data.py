@@ -50,8 +50,16 @@ def list_scenarios(
     found = [scenario for scenario in SCENARIOS.values() if stage in (None, scenario.stage)]
     _print_scenarios(found)
     if json_file is not None:
-        properties = ("batch_factor", "context_factor", "readable", "converter")
-        entries = [{**dataclasses.asdict(s), **{name: getattr(s, name) for name in properties}} for s in found]
+        entries = [
+            {
+                **dataclasses.asdict(scenario),
+                "batch_factor": scenario.batch_factor,
+                "context_factor": scenario.context_factor,
+                "readable": scenario.readable,
+                "converter": scenario.converter,
+            }
+            for scenario in found
+        ]
         write_json(json_file, {"scenarios": entries})
         typer.echo(f"wrote {json_file}")
 

@@ -14,8 +14,9 @@ import yaml
 
 from walrus_hf import cli, load_well
 from walrus_hf.data import remote, stretches
-from walrus_hf.data.manifest import build_manifest, load_manifest
+from walrus_hf.data.manifest import load_manifest
 from walrus_hf.data.scenarios import SCENARIOS
+from walrus_hf.data.source_files import build_manifest
 from walrus_hf.data.statistics import read_stats
 from walrus_hf.data.stretches import collect_statistics
 

@@ -12,9 +12,8 @@ import pytest
 from walrus_hf.data import checking, stretches
 from walrus_hf.data import remote as transport
 from walrus_hf.data.checking import Finding, check_source
-from walrus_hf.data.manifest import build_manifest
 from walrus_hf.data.scenarios import SCENARIOS, Scenario
-from walrus_hf.data.source_files import index_source
+from walrus_hf.data.source_files import build_manifest, open_source
 from walrus_hf.data.well_writer import save_well
 
 from .http_server import Fault, HubServer, RangeServer
@@ -151,7 +150,7 @@ def test_names_with_blanks_are_found_behind_addresses(folder):
     path = folder / "data" / "train" / "0.hdf5"
     path.rename(path.with_name("number 0.hdf5"))
     assert findings(folder.as_uri(), read=True) == []
-    manifest, _ = index_source(folder.as_uri())
+    manifest, _ = open_source(folder.as_uri())
     assert [entry.path for entry in manifest.files] == ["1.hdf5", "number 0.hdf5"]
     with RangeServer({"a b/number 0.hdf5": (folder / "data" / "train" / "number 0.hdf5").read_bytes()}) as server:
         assert findings(server.url("a b/number 0.hdf5"), read=True) == []
@@ -333,7 +332,7 @@ def test_a_store_is_checked_as_a_disk_is(memory, folder):
     found = findings("memory://checked")
     assert [f.file for f in found] == ["memory://checked/data/train/0.hdf5", "memory://checked/data/test"]
     with pytest.raises(FileNotFoundError, match="data/test"):  # not the files of another split
-        index_source("memory://checked", "test")
+        open_source("memory://checked", "test")
 
 
 @pytest.fixture

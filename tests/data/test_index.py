@@ -5,7 +5,7 @@ import pytest
 
 from walrus_hf import WalrusProcessor
 from walrus_hf.data.index import ScenarioIndex, runs_of
-from walrus_hf.data.manifest import build_manifest
+from walrus_hf.data.source_files import build_manifest
 
 from .wells import GRID, restore, write_source
 

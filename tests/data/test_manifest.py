@@ -8,8 +8,9 @@ import pytest
 
 from walrus_hf.data import manifest as manifests
 from walrus_hf.data.fetching import read_arrays
-from walrus_hf.data.manifest import build_manifest, load_manifest
+from walrus_hf.data.manifest import load_manifest
 from walrus_hf.data.remote import TRANSFERS
+from walrus_hf.data.source_files import build_manifest
 
 from .wells import GRID, restore, write_source
 

@@ -10,8 +10,8 @@ import pytest
 from scipy import stats
 
 from walrus_hf.data.index import ScenarioIndex
-from walrus_hf.data.manifest import build_manifest
 from walrus_hf.data.plan import StreamPlan
+from walrus_hf.data.source_files import build_manifest
 
 from .wells import GRID, write_source
 

@@ -14,10 +14,10 @@ from walrus_hf import WalrusProcessor
 from walrus_hf.data.augment import rotate
 from walrus_hf.data.fetching import DamagedFileError
 from walrus_hf.data.index import ScenarioIndex
-from walrus_hf.data.manifest import build_manifest
 from walrus_hf.data.plan import StreamPlan
 from walrus_hf.data.reader import BatchReader
 from walrus_hf.data.remote import TRANSFERS, ChangedFileError
+from walrus_hf.data.source_files import build_manifest
 from walrus_hf.data.well_writer import save_well
 
 from .test_manifest import LAYOUTS

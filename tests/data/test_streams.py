@@ -283,8 +283,37 @@ def test_splits_are_folders(tmp_path):
     write_source(tmp_path / "valid", files=1, trajectories=1, first_seed=30, split="valid")
     (tmp_path / "valid" / "data" / "valid").rename(folder / "data" / "valid")
     assert len(addresses(load_stream(folder, split="valid", epochs=1))) == 14
-    with pytest.raises(FileNotFoundError, match="expected a split 'test' in its folder data/"):
-        load_stream(folder, split="test")
+    for source in (folder, f"file://{folder}"):
+        with pytest.raises(FileNotFoundError, match="data/test"):
+            load_stream(source, split="test")
+
+
+def test_a_base_path_makes_a_source_a_scenario_even_where_a_folder_has_its_name(tmp_path, monkeypatch):
+    write_source(tmp_path / "shear_flow", files=1, constant=False)
+    monkeypatch.chdir(tmp_path)
+    assert load_stream("shear_flow", base_path=".", epochs=1).num_shards > 0
+    assert next(iter(load_stream("shear_flow", base_path=".")))["source"] == "shear_flow"
+    with pytest.raises(ValueError, match="unknown scenario 'flow'"):
+        load_stream("flow", base_path=".")
+
+
+def test_names_with_blanks_and_percent_signs_are_read_in_every_store(tmp_path):
+    folder = write_source(tmp_path / "my %20 flow", files=1)
+    (folder / "data" / "train" / "0.hdf5").rename(folder / "data" / "train" / "run 1.hdf5")
+    for source in (folder, folder.as_uri()):
+        assert addresses(load_stream(source, epochs=1))[0][0] == "run 1.hdf5"
+
+
+def test_a_file_that_is_none_of_simulations_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("notes")
+    with pytest.raises(ValueError, match="found another file"):
+        load_stream(tmp_path / "notes.txt")
+
+
+def test_a_cache_that_cannot_be_written_is_no_reason_not_to_read(folder, tmp_path, monkeypatch):
+    (tmp_path / "occupied").write_text("a file where the folder should be")
+    monkeypatch.setenv("WALRUS_HF_CACHE", str(tmp_path / "occupied"))
+    assert len(addresses(load_stream(folder, epochs=1))) == 84
 
 
 def test_a_scenario_by_name_is_read_as_the_paper_reads_it(tmp_path):

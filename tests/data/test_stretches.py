@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from walrus_hf.data import flowbench, stretches
-from walrus_hf.data.manifest import build_manifest
 from walrus_hf.data.scenarios import SCENARIOS
-from walrus_hf.data.source_files import index_source
+from walrus_hf.data.source_files import build_manifest, open_source
 from walrus_hf.data.statistics import RunningStatistics
 from walrus_hf.data.stretches import collect_statistics, read_stretches, stretches_of
 from walrus_hf.data.well_writer import save_well
@@ -184,7 +183,7 @@ def test_a_scenario_counts_logarithms_and_zeros_as_the_model_reads_them(tmp_path
     home.mkdir(parents=True)
     one = positive(0, ("density", "pressure", "temperature"), grid=(4, 3, 5))
     save_well(one, home / "0.hdf5")
-    manifest, scenario = index_source("supernova_explosion_128", base_path=tmp_path)
+    manifest, scenario = open_source("supernova_explosion_128", base_path=tmp_path)
     found = collect_statistics(manifest, scenario).as_stats()
     for name in ("density", "temperature"):
         logs = np.log10(one.fields[name]).astype(np.float64)
@@ -197,7 +196,7 @@ def test_a_scenario_counts_logarithms_and_zeros_as_the_model_reads_them(tmp_path
     home = tmp_path / "acoustic_scattering_maze" / "data" / "train"
     home.mkdir(parents=True)
     save_well(positive(1, ("pressure",), ("density", "speed_of_sound")), home / "0.hdf5")
-    found = collect_statistics(*index_source("acoustic_scattering_maze", base_path=tmp_path)).as_stats()
+    found = collect_statistics(*open_source("acoustic_scattering_maze", base_path=tmp_path)).as_stats()
     assert [found[kind]["density"] for kind in ("mean", "std", "rms")] == [0, 0, 0]
     assert found["rms"]["speed_of_sound"] > 0
 
@@ -229,7 +228,7 @@ def test_flowbench_counts_zeros_inside_its_obstacle(tmp_path):
     (tmp_path / "11").mkdir()
     np.savez_compressed(tmp_path / "11" / "Re_100.npz", data=values)
     np.savez_compressed(tmp_path / "11" / flowbench.GEOMETRY_SUFFIX, mask=mask)
-    manifest, _ = index_source(tmp_path)
+    manifest, _ = open_source(tmp_path)
     pressure = values[..., 2].astype(np.float32).astype(np.float64)
     found = collect_statistics(manifest, SCENARIOS["flowbench_fpo_harmonics"]).as_stats()
     assert found["mean"]["pressure"] == pytest.approx(np.where(mask, 0, pressure).mean(), rel=1e-9)

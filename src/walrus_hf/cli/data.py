@@ -119,10 +119,10 @@ def index(
     overwrite: Overwrite = False,
 ) -> None:
     """Find out what lies where in the files of a source, so that frames can be read by byte ranges."""
-    from ..data.source_files import index_source
+    from ..data.source_files import open_source
 
     check_output(output, overwrite, (".json",))
-    manifest, scenario = index_source(source, split, base_path, progress=True)
+    manifest, scenario = open_source(source, split, base_path, progress=True)
     _print_manifest(manifest, scenario)
     if output is not None:
         if "://" not in manifest.root:  # a manifest is read from other folders too
@@ -228,11 +228,11 @@ def _collected(
     source: str, split: str, base_path: str | None, shard: tuple[int, int] | None, target: Path
 ) -> RunningStatistics | None:
     """The statistics of a source; those of a shard are written to `target` for later, and None."""
-    from ..data.source_files import index_source
+    from ..data.source_files import open_source
     from ..data.stretches import collect_statistics
     from .evaluate import write_json
 
-    manifest, scenario = index_source(source, split, base_path, progress=True)
+    manifest, scenario = open_source(source, split, base_path, progress=True)
     statistics = collect_statistics(manifest, scenario, shard or (0, 1), progress=True)
     if shard is None:
         return statistics

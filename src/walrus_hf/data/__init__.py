@@ -3,11 +3,12 @@
 from . import simulate
 from .collator import collate
 from .index import ScenarioIndex
-from .manifest import Manifest, build_manifest, load_manifest
+from .manifest import Manifest, load_manifest
 from .plan import StreamPlan
 from .reader import BatchReader
 from .scenarios import SCENARIOS, Scenario
-from .streams import load_stream, open_source
+from .source_files import build_manifest, open_source
+from .streams import load_stream
 
 __all__ = [
     "SCENARIOS",

@@ -8,15 +8,13 @@ built once, by h5py over ranges of the file, kept in a cache on disk, and can be
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
 import os
 import secrets
-import warnings
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -24,7 +22,7 @@ import h5py
 import numpy as np
 
 from . import flowbench
-from .remote import BufferedRangeFile, Identity, RangeFile, join_inside, list_files, open_range_file
+from .remote import BufferedRangeFile, Identity, RangeFile, join_inside, open_range_file
 from .well import (
     FIELD_GROUPS,
     StoredField,
@@ -192,8 +190,8 @@ class Manifest:
         if target.exists() and not overwrite:
             raise FileExistsError(f"{target}: expected no file, found one; pass overwrite=True to replace it")
         root = self.root
-        if "://" not in root and target.absolute().parent == Path(root).absolute():
-            root = "."
+        if "://" not in root:
+            root = "." if target.absolute().parent == Path(root).absolute() else os.path.abspath(root)
         files = [_to_json(entry) for entry in self.files]
         _write_json(target, {"walrus_hf_manifest": VERSION, "root": root, "files": files})
         return target
@@ -231,55 +229,6 @@ def load_manifest(path: str | os.PathLike, root: str | None = None, storage_opti
     return manifest
 
 
-def build_manifest(
-    url: str | os.PathLike,
-    exclude: Sequence[str] = (),
-    storage_options: dict | None = None,
-    cache: bool = True,
-    skip_damaged: bool = False,
-) -> Manifest:
-    """Index all files in a folder, or one file; what was indexed before comes from the cache on disk.
-
-    Args:
-        url: a folder or file, local or any URL that can be listed.
-        exclude: parts of file names to leave out.
-        skip_damaged: leave damaged files out with a warning, as long as one is whole, instead of raising.
-
-    Raises:
-        FileNotFoundError: no such folder, or no file in it.
-        OSError, ValueError: a file that cannot be read; it is named.
-    """
-    location = os.fspath(url).rstrip("/")
-    whole_folder = not location.endswith(SUFFIXES)
-    found = list_files(location, SUFFIXES, storage_options, recursive=whole_folder)
-    root = location if whole_folder else location.rpartition("/")[0] or "."
-    paths = [file.removeprefix(f"{root}/") for file in found]
-    geometries = {path for path in paths if path.endswith(flowbench.GEOMETRY_SUFFIX)}
-    paths = [path for path in paths if path not in geometries and not any(part in f"/{path}" for part in exclude)]
-    if not paths:
-        raise FileNotFoundError(f"{location}: expected files ending in {', '.join(SUFFIXES)}, found none")
-    if root.startswith("hf://"):  # the commit of this moment: what is indexed now can still be read later
-        pinned = open_range_file(f"{root}/{paths[0]}", storage_options=storage_options).pinned_url()
-        root = pinned.removesuffix(f"/{paths[0]}")
-
-    def index(path: str) -> FileManifest | None:
-        try:
-            entry = index_file(join_inside(root, path), path, storage_options, cache)
-        except ValueError as error:
-            if not skip_damaged:
-                raise
-            warnings.warn(f"left out a damaged file: {error}", stacklevel=2)
-            return None
-        beside = "/".join([*path.split("/")[:-1], flowbench.GEOMETRY_SUFFIX])
-        return dataclasses.replace(entry, geometry=beside if beside in geometries else None)
-
-    with ThreadPoolExecutor(PARALLEL) as pool:
-        files = tuple(entry for entry in pool.map(index, paths) if entry is not None)
-    if not files:
-        raise ValueError(f"{location}: expected a whole file, found {len(paths)} damaged ones")
-    return Manifest(root, files)
-
-
 def index_file(url: str, path: str, storage_options: dict | None = None, cache: bool = True) -> FileManifest:
     """The manifest of one file, from the cache where size and version are the same."""
     source = open_range_file(url, storage_options=storage_options)
@@ -294,8 +243,9 @@ def index_file(url: str, path: str, storage_options: dict | None = None, cache: 
             pass  # not there, or damaged: build it anew
     entry = flowbench_manifest(source, path) if url.endswith(".npz") else well_manifest(source, path)
     if cache and identity.version:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        _write_json(kept, _to_json(entry))
+        with contextlib.suppress(OSError):  # a home that cannot be written is no reason not to read
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            _write_json(kept, _to_json(entry))
     return entry
 
 

@@ -1,21 +1,21 @@
 """The files of a source: where they lie, and the manifest of each, or why there is none.
 
-source -> folders of its splits -> their files -> manifests. Unlike `open_source`, which wants all of one split, this
-goes on behind a damaged file and takes all splits, as checks need it.
+source -> folders of its splits -> their files -> manifests
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import unquote
 
 from tqdm.auto import tqdm
 
-from .flowbench import GEOMETRY_SUFFIX
+from .flowbench import GEOMETRY_SUFFIX, warn_of_licence
 from .manifest import PARALLEL, SUFFIXES, FileManifest, Manifest, index_file, load_manifest
 from .remote import ChangedFileError, Identity, join_inside, list_files, open_range_file
 from .scenarios import SPLITS, Scenario, find_scenario
@@ -54,9 +54,10 @@ def locate_source(
     base_path: str | os.PathLike | None = None,
     storage_options: dict | None = None,
 ) -> Location:
-    """The folders of a source as `open_source` understands it; without a split those of all three.
+    """The folders of a source; without a split those of all three.
 
-    A source without folders `data/<split>` is one folder. With a base path the source is a scenario's name, even where
+    A path that exists comes first, then a URL, then a scenario. A source without folders `data/<split>` is one folder.
+    With a base path the source is a scenario's name, even where
     a folder of that name is at hand.
 
     Raises:
@@ -92,30 +93,65 @@ def _has_splits(location: str, storage_options: dict | None) -> bool:
     return False
 
 
-def index_source(
+def open_source(
     source: str | os.PathLike,
     split: str = "train",
     base_path: str | os.PathLike | None = None,
-    progress: bool = False,
     storage_options: dict | None = None,
+    skip_damaged: bool = False,
+    progress: bool = False,
 ) -> tuple[Manifest, Scenario | None]:
-    """The manifest of one split, and the scenario where it was given by name; `progress` shows a bar over the files.
+    """The manifest of one split of a source, and its scenario where it was given by name.
+
+    Args:
+        skip_damaged, progress: as in `build_manifest`.
 
     Raises:
-        FileNotFoundError: no such folder or split, or no file in it.
-        OSError, ValueError: the first file that cannot be read; it is named.
+        The errors of `locate_source` and `build_manifest`.
     """
     place = locate_source(source, split, base_path, storage_options)
     (folder,) = place.folders
     if folder.url.endswith(".json"):
         return load_manifest(folder.url, None, storage_options), None
-    files = list_folder(folder, storage_options)
+    manifest = build_manifest(folder.url, folder.exclude, storage_options, True, skip_damaged, progress)
+    return manifest, place.scenario
+
+
+def build_manifest(
+    url: str | os.PathLike,
+    exclude: Sequence[str] = (),
+    storage_options: dict | None = None,
+    cache: bool = True,
+    skip_damaged: bool = False,
+    progress: bool = False,
+) -> Manifest:
+    """Index all files in a folder, or one file; what was indexed before comes from the cache on disk.
+
+    Args:
+        url: a folder or file, local or any URL; folders behind http(s) cannot be listed.
+        exclude: parts of file names to leave out.
+        skip_damaged: leave damaged files out with a warning, as long as one is whole, instead of raising.
+        progress: show a bar over the files.
+
+    Raises:
+        FileNotFoundError: no such folder, or no file in it.
+        OSError, ValueError: the first file that cannot be read; it is named.
+    """
+    location = os.fspath(url).rstrip("/") or "/"
+    files = list_folder(Folder(location, tuple(exclude)), storage_options)
     entries = []
-    for entry in index_files(files, storage_options, progress=progress):
-        if not isinstance(entry, FileManifest):
+    for entry in index_files(files, storage_options, cache, progress):
+        if isinstance(entry, FileManifest):
+            entries.append(entry)
+        elif skip_damaged and isinstance(entry, ValueError):
+            warnings.warn(f"left out a damaged file: {entry}", stacklevel=2)
+        else:
             raise entry
-        entries.append(entry)
-    return Manifest(files.root, tuple(entries)), place.scenario
+    if not entries:
+        raise ValueError(f"{location}: expected a whole file, found {len(files.paths)} damaged ones")
+    if any(entry.format == "flowbench" for entry in entries):
+        warn_of_licence()
+    return Manifest(files.root, tuple(entries))
 
 
 def list_folder(folder: Folder, storage_options: dict | None = None) -> FileList:

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..processing_walrus import WalrusProcessor
 from .index import ScenarioIndex
-from .manifest import SUFFIXES, Manifest, build_manifest, load_manifest
 from .plan import StreamPlan
 from .reader import THREADS, BatchReader
-from .remote import list_files
-from .scenarios import SCENARIOS, Scenario, find_scenario
+from .scenarios import SCENARIOS, Scenario
+from .source_files import open_source
 
 if TYPE_CHECKING:
     import datasets
@@ -107,48 +106,6 @@ def load_stream(
         history,
     )
     return stream_of(plan, BatchReader(indexes, cache_bytes, threads, augment, skip_damaged))
-
-
-def open_source(
-    source: str | os.PathLike,
-    split: str = "train",
-    base_path: str | os.PathLike | None = None,
-    storage_options: dict | None = None,
-    skip_damaged: bool = False,
-) -> tuple[Manifest, Scenario | None]:
-    """The manifest of a source, and its scenario where it was given by name.
-
-    A path that exists comes first, then a URL, then a scenario.
-    """
-    location = os.fspath(source)
-    if location.endswith(".json"):
-        return load_manifest(location, None, storage_options), None
-    if os.path.exists(location) or "://" in location:
-        return build_manifest(
-            _split_folder(location, split, storage_options), (), storage_options, skip_damaged=skip_damaged
-        ), None
-    scenario = find_scenario(location)
-    if base_path is None:
-        url = scenario.url(split)
-    else:  # files of The Well already, whatever was published
-        url = f"{os.fspath(base_path).rstrip('/')}/{scenario.name}/data/{split}"
-    return build_manifest(url, scenario.exclusions(split), storage_options, skip_damaged=skip_damaged), scenario
-
-
-def _split_folder(location: str, split: str, storage_options: dict | None) -> str:
-    """`<location>/data/<split>` where there is one, as in The Well's layout, else the location itself."""
-    if location.endswith(SUFFIXES):
-        return location
-    inside = f"{location.rstrip('/')}/data/{split}"
-    if "://" not in location:
-        if os.path.isdir(os.path.join(location, "data")) and not os.path.isdir(inside):
-            raise FileNotFoundError(f"{location}: expected a split {split!r} in its folder data/, found none")
-        return inside if os.path.isdir(inside) else location
-    try:
-        list_files(inside, SUFFIXES, storage_options)
-        return inside
-    except (FileNotFoundError, ValueError):
-        return location
 
 
 def scenario_processor(base: WalrusProcessor, scenario: Scenario) -> WalrusProcessor:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
 
 from walrus_hf import WalrusPipeline, save_well
 
@@ -63,8 +64,7 @@ def test_every_file_of_the_tree_and_every_link_exists():
 def test_the_commands_of_the_readme_are_commands_of_the_program():
     from walrus_hf.cli import app
 
-    known = {command.callback.__name__ for command in app.registered_commands}
-    known |= {group.name for group in app.registered_groups}
+    known = set(typer.main.get_command(app).commands)
     used = set(re.findall(r"walrus-hf ([a-z]+)", README)) - {"hf"}
     assert used
     assert used <= known, used - known

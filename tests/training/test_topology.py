@@ -1,0 +1,121 @@
+"""Groups and members: one process, strategies that do not fit, and four processes under DDP, FSDP2 and HSDP."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+
+from walrus_hf.training.topology import Topology
+
+
+def test_one_process_is_a_group_of_one():
+    assert Topology.from_accelerator(Accelerator(cpu=True)) == Topology(1, 1, 0, 0)
+
+
+def test_ranks_count_the_members_of_a_group_first():
+    found = [Topology.of_rank(rank, 3, 2) for rank in range(6)]
+    assert [(t.group, t.member) for t in found] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
+    assert [t.rank for t in found] == list(range(6))
+    assert {t.world_size for t in found} == {6}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ((0, 1, 0, 0), "groups: expected at least 1, found 0"),
+        ((1, 0, 0, 0), "members: expected at least 1, found 0"),
+        ((2, 2, 2, 0), "group: expected 0 to 1, found 2"),
+        ((2, 2, 0, -1), "member: expected 0 to 1, found -1"),
+    ],
+)
+def test_numbers_that_contradict_each_other_are_refused(numbers, message):
+    with pytest.raises(ValueError, match=message):
+        Topology(*numbers)
+
+
+def test_a_rank_beyond_the_groups_is_refused():
+    with pytest.raises(ValueError, match="group: expected 0 to 1, found 2"):
+        Topology.of_rank(4, 2, 2)
+    with pytest.raises(ValueError, match="members: expected at least 1, found 0"):
+        Topology.of_rank(0, 2, 0)
+
+
+def accelerator(kind, world=4, rank=0, fsdp2=True, place=None, **sizes):
+    """What Accelerate tells of a set-up that this machine cannot start."""
+    config = SimpleNamespace(**{"tp_size": 1, "cp_size": 1, "sp_size": 1, **sizes}) if sizes else None
+    group, member = place or (0, 0)
+    return SimpleNamespace(
+        num_processes=world, process_index=rank, distributed_type=kind, is_fsdp2=fsdp2, parallelism_config=config,
+        data_parallel_rank=group, data_parallel_shard_rank=member,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (accelerator(DistributedType.DEEPSPEED), "expected data parallel or FSDP2, found DEEPSPEED"),
+        (accelerator(DistributedType.MEGATRON_LM), "expected data parallel or FSDP2, found MEGATRON_LM"),
+        (accelerator(DistributedType.FSDP, fsdp2=False), "fsdp_version: expected 2, found 1"),
+        (
+            accelerator(DistributedType.FSDP, dp_replicate_size=1, dp_shard_size=2, tp_size=2),
+            "tp_size: expected 1, found 2; samples are not split",
+        ),
+        (
+            accelerator(DistributedType.FSDP, dp_replicate_size=2, dp_shard_size=4),
+            r"expected dp_replicate_size \* dp_shard_size = 4 processes, found 2 \* 4",
+        ),
+        (
+            accelerator(DistributedType.FSDP, rank=1, place=(1, 0), dp_replicate_size=2, dp_shard_size=2),
+            "expected rank 1 to be member 1 of group 0, found member 0 of group 1; groups must be consecutive ranks",
+        ),
+    ],
+)
+def test_strategies_that_do_not_fit_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        Topology.from_accelerator(given)
+
+
+FOUR_PROCESSES = """
+import dataclasses, json, sys
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, ParallelismConfig
+from walrus_hf.training.topology import Topology
+
+def place(fsdp, **sizes):
+    AcceleratorState._reset_state()
+    # Accelerate knows FSDP on accelerators only; with this it takes the CPU for one.
+    kind = DistributedType.MULTI_GPU if fsdp else DistributedType.MULTI_CPU
+    PartialState(cpu=True)._shared_state["distributed_type"] = kind
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2) if fsdp else None
+    config = ParallelismConfig(**sizes) if sizes else None
+    found = Accelerator(cpu=True, fsdp_plugin=plugin, parallelism_config=config)
+    assert found.is_fsdp2 == fsdp
+    return dataclasses.astuple(Topology.from_accelerator(found))
+
+found = {
+    "ddp": place(False), "fsdp": place(True),
+    "hsdp": place(True, dp_replicate_size=2, dp_shard_size=2),
+}
+rank = PartialState().process_index
+with open(f"{sys.argv[1]}/{rank}.json", "w") as file:
+    json.dump(found, file)
+PartialState().destroy_process_group()
+"""
+
+
+def test_four_processes_find_their_places_under_every_strategy(tmp_path):
+    script = tmp_path / "four.py"
+    script.write_text(FOUR_PROCESSES)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "4"]
+    done = subprocess.run([*launch, str(script), str(tmp_path)], capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(Path(tmp_path / f"{rank}.json").read_text()) for rank in range(4)]
+    assert [f["ddp"] for f in found] == [[4, 1, rank, 0] for rank in range(4)]
+    assert [f["fsdp"] for f in found] == [[1, 4, 0, rank] for rank in range(4)]
+    assert [f["hsdp"] for f in found] == [[2, 2, *divmod(rank, 2)] for rank in range(4)]

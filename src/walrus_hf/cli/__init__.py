@@ -1,4 +1,4 @@
-"""The command line: `walrus-hf forecast | evaluate | convert | info | demo | data`, one module a command.
+"""The command line: `walrus-hf forecast | evaluate | convert | info | demo | data | plan`, one module a command.
 
 Exit codes: 0 done, 1 the machine failed (disk, memory, network), 2 the input cannot be used.
 """
@@ -12,7 +12,7 @@ import typer
 from huggingface_hub.errors import StrictDataclassError
 
 from ..bench.allocator import keep_freed_memory
-from . import convert, data, demo, evaluate, forecast, info
+from . import convert, data, demo, evaluate, forecast, info, plan
 
 app = typer.Typer(
     name="walrus-hf",
@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo.demo, forecast.forecast, evaluate.evaluate, info.info, convert.convert):
+for command in (demo.demo, forecast.forecast, evaluate.evaluate, info.info, convert.convert, plan.plan):
     app.command()(command)
 app.add_typer(data.app)
 

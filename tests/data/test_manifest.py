@@ -103,7 +103,7 @@ def test_a_second_look_comes_from_the_cache_and_a_new_file_does_not(tmp_path):
     assert [entry.frames for entry in build_manifest(folder).files] == [9, 20]
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"path": 3}'])
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"path": 3}', 100_000 * "["])
 def test_a_damaged_cache_entry_is_built_anew(tmp_path, content):
     folder = write_source(tmp_path / "a", files=1) / "data" / "train"
     entry = build_manifest(folder).files[0]
@@ -112,6 +112,15 @@ def test_a_damaged_cache_entry_is_built_anew(tmp_path, content):
     assert kept.exists()
     kept.write_text(content)
     assert build_manifest(folder).files[0].frames == entry.frames
+
+
+def test_a_cache_entry_of_another_file_is_built_anew(tmp_path):
+    folder = write_source(tmp_path / "a", files=1) / "data" / "train"
+    source, _ = build_manifest(folder).open(0)
+    kept = manifests.cache_path(source.url, source.identity())
+    content = json.loads(kept.read_text())
+    kept.write_text(json.dumps({**content, "version": "another"}))
+    assert build_manifest(folder).files[0].version == source.identity().version
 
 
 def test_a_shipped_manifest_finds_its_files_where_the_folder_went(tmp_path):
@@ -149,17 +158,41 @@ def test_paths_that_leave_the_root_are_refused(tmp_path, path, key):
         load_manifest(saved)
 
 
+FIELD = ("fields", 0)
 LIES = {
-    "offset beyond the file": (("fields", 0, "offset"), 10**9, "within the file"),
-    "negative offset": (("fields", 0, "offset"), -8, "within the file"),
-    "more frames": (("frames",), 10**6, "within the file"),
+    "offset beyond the file": ((*FIELD, "offset"), 10**9, "within the file"),
+    "negative offset": ((*FIELD, "offset"), -8, "within the file"),
+    "offset beyond all numbers": ((*FIELD, "offset"), 10**400, "within the file"),
+    "offset that is a text": ((*FIELD, "offset"), "0", "a whole number"),
+    "more frames than the field has": (("frames",), 400, "within the file"),
+    "more frames than bytes": (("frames",), 10**6, "fit into"),
+    "frames that are no whole number": (("frames",), 20.0, "a whole number"),
+    "frames that are a flag": (("frames",), True, "a whole number"),
+    "size that is no number": (("size",), float("nan"), "a whole number"),
     "more trajectories": (("trajectories",), 50, "within the file"),
     "another grid": (("grid",), [10, 13], "does not fit the grid"),
-    "an object type": (("fields", 0, "dtype"), "|O", "does not fit"),
+    "a grid of no axes": ((*FIELD, "stored"), [], "does not fit the grid"),
+    "an axis too few": ((*FIELD, "stored"), [10], "does not fit the grid"),
+    "an object type": ((*FIELD, "dtype"), "|O", "expected real numbers"),
+    "no type": ((*FIELD, "dtype"), None, "expected a text"),
+    "an unknown type": ((*FIELD, "dtype"), "nonsense", "nonsense"),
+    "an unknown way to read": ((*FIELD, "kind"), "magic", "does not fit"),
+    "a rank of 3": ((*FIELD, "rank"), 3, "does not fit"),
+    "a rank that is a text": ((*FIELD, "rank"), "0", "a whole number"),
+    "a flag that is a text": ((*FIELD, "time_varying"), "no", "true or false"),
+    "a table for a contiguous field": ((*FIELD, "chunk_offsets"), [[0]], "a chunked field alone"),
+    "a table with a fraction": ((*FIELD, "chunk_offsets"), [[1.5]], "a whole number"),
+    "a table of endless numbers": ((*FIELD, "chunk_offsets"), [[10**30]], "expected a manifest"),
+    "no frames in a chunk": ((*FIELD, "chunk_frames"), 0, "a chunked field alone"),
+    "a field given twice": (("fields", 1, "name"), "pressure", "expected different fields"),
     "no cells": (("grid",), [0, 12], "positive sizes"),
     "boundaries of one axis": (("boundaries",), [[[2, 2]]], "boundary kinds of 2 axes"),
+    "an unknown boundary": (("boundaries",), [[[2, 2], [7, 7]]], "boundary kinds 0 to 2"),
     "another format": (("format",), "pickle", "expected a format"),
-    "a field too much": (("fields", 0, "surprise"), 1, "unexpected keyword"),
+    "a path that is a number": (("path",), 5, "expected a text"),
+    "a path that is nothing": (("path",), None, "expected a text"),
+    "a geometry that is a number": (("geometry",), 3, "expected a text"),
+    "a field too much": ((*FIELD, "surprise"), 1, "unexpected keyword"),
 }
 
 
@@ -178,7 +211,9 @@ def test_manifests_that_contradict_themselves_are_refused(tmp_path, where, value
 
 
 def test_what_is_no_manifest_is_refused(tmp_path):
-    for content in ("", "[]", "{}", '{"walrus_hf_manifest": 99, "root": ".", "files": []}'):
+    empty = '{"walrus_hf_manifest": 1, "scenario": null, "root": ".", "files": []}'
+    deep = '{"walrus_hf_manifest": 1, "files": ' + 100_000 * "[" + 100_000 * "]" + "}"
+    for content in ("", "[]", "{}", empty, deep, '{"walrus_hf_manifest": 99, "root": ".", "files": []}'):
         (tmp_path / "m.json").write_text(content)
         with pytest.raises(ValueError, match="expected a manifest of version 1"):
             load_manifest(tmp_path / "m.json")

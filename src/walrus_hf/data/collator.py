@@ -31,6 +31,10 @@ def collate(batches: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> dict[st
         found = [name for name in batch if name not in ORIGIN]
         if set(found) != set(names):
             raise ValueError(f"expected batches with the inputs {sorted(names)}, found {sorted(found)}; {_REMEDY}")
+    for batch in given:
+        if len({len(batch[name]) for name in names}) > 1:
+            sizes = {name: len(batch[name]) for name in names}
+            raise ValueError(f"expected inputs of as many rows each, found {sizes}")
     for name in names:
         if len({tuple(batch[name].shape[1:]) for batch in given}) > 1:
             shapes = [tuple(batch[name].shape) for batch in given]

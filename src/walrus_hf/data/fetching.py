@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -144,57 +145,90 @@ class _Piece:
         self.source.read_into(self.start, self.target)
 
 
+class EvictedError(Exception):
+    """The part was dropped before it was here; whoever wants it starts it anew."""
+
+
 class PartFetch:
-    """A part on its way, or here: `start` it, then ask for the `result`."""
+    """A part on its way, or here: `start` it, then ask for the `result`. The thread with the last piece stacks it."""
 
     def __init__(self, index: ScenarioIndex, file: int, trajectory: int, runs: Runs) -> None:
         self.index, self.file, self.trajectory, self.runs = index, file, trajectory, runs
-        frames = sum(stop - first for first, stop in runs) + len(index.constants) // max(len(index.channels), 1)
+        frames = sum(stop - first for first, stop in runs) - (-len(index.constants) // len(index.channels))
         self.nbytes = frames * index.frame_bytes
         self._raw: RawPart | None = None
         self._waiting: list[tuple[Future, Callable[[], None]]] = []
-        self._loaded: Loaded | None = None
+        self._missing = 0
+        self._done: Future[Loaded] = Future()
         self._lock = threading.Lock()
+
+    @property
+    def failed(self) -> bool:
+        return self._done.done() and self._done.exception() is not None
 
     def start(
         self, source: RangeFile, geometry: RangeFile | None, submit: Callable[[Callable[[], None]], Future]
     ) -> None:
         """Hand the work to a pool; what still waits in another pool moves to this one."""
         with self._lock:
-            if self._loaded is not None:
+            if self._done.done():
                 return
             if self._raw is None:
                 entry = self.index.manifest.files[self.file]
                 self._raw = RawPart(entry, source, geometry, self.trajectory, self.runs, self.index.zero_fields)
-                self._waiting = [(submit(job), job) for job in self._raw.jobs()]
+                jobs = [functools.partial(self._work, job) for job in self._raw.jobs()]
+                self._missing = len(jobs)
+                self._waiting = [(submit(job), job) for job in jobs]
             else:
                 self._waiting = [
                     (submit(job), job) if future.cancel() else (future, job) for future, job in self._waiting
                 ]
 
     def cancel(self) -> None:
+        """Drop what has not been fetched; a waiting `result` raises `EvictedError`."""
         with self._lock:
             for future, _ in self._waiting:
                 future.cancel()
+            self._raw, self._waiting = None, []
+            if not self._done.done():
+                self._done.set_exception(EvictedError())
 
     def result(self) -> Loaded:
-        """Wait for the bytes and stack them.
+        """Wait until the part is here.
 
         Raises:
             OSError: bytes that could not be had.
             DamagedFileError: bytes that cannot be used.
+            EvictedError: it was dropped.
         """
+        return self._done.result()
+
+    def _work(self, job: Callable[[], None]) -> None:
+        raw = self._raw
+        if raw is None or self._done.done():  # dropped, or failed elsewhere
+            return
+        try:
+            job()
+            with self._lock:
+                self._missing -= 1
+                last = not self._missing
+            if last:
+                self._finish(self._stack(raw.filled()))
+        except ValueError as error:
+            damaged = isinstance(error, DamagedFileError)
+            self._finish(error if damaged else DamagedFileError(f"{self._where()}: {one_line(error)}"))
+        except Exception as error:
+            self._finish(error)
+
+    def _finish(self, outcome: Loaded | Exception) -> None:
         with self._lock:
-            if self._loaded is None:
-                assert self._raw is not None, "started first"
-                for future, _ in self._waiting:
-                    try:
-                        future.result()
-                    except ValueError as error:
-                        raise DamagedFileError(f"{self._where()}: {one_line(error)}") from error
-                self._loaded = self._stack(self._raw.filled())
-                self._raw, self._waiting = None, []
-            return self._loaded
+            self._raw, self._waiting = None, []
+            if self._done.done():
+                return
+            if isinstance(outcome, Exception):
+                self._done.set_exception(outcome)
+            else:
+                self._done.set_result(outcome)
 
     def _stack(self, arrays: dict[str, np.ndarray]) -> Loaded:
         index = self.index

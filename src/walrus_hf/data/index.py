@@ -8,6 +8,7 @@ and windows inside the blocks that memory holds; permuting single windows would 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from ..fields import BoundaryCondition, Trajectory
 from ..processing_walrus import Channel, WalrusProcessor
 from .manifest import FileManifest, Manifest
-from .well import OBSTACLE_MASK
+from .well import OBSTACLE_MASK, refuse_too_large
 
 # A block of a source that is streamed alone.
 BLOCK_BYTES = 64 * 2**20
@@ -88,7 +89,8 @@ class ScenarioIndex:
         self.constants = self._channels(constant=True)
         self.static_inputs = self.processor.static_inputs(self.template)
         self._count_windows()
-        self.frame_bytes = 4 * len(self.channels) * int(np.prod(self.template.grid))
+        self.frame_bytes = 4 * len(self.channels) * math.prod(self.template.grid)
+        refuse_too_large(f"source {name!r}: a window", frames * self.frame_bytes)
         self._cut_blocks(block_bytes)
 
     @property
@@ -161,8 +163,10 @@ class ScenarioIndex:
             raise ValueError(f"source {self.name!r}: {error}") from None
 
     def _count_windows(self) -> None:
-        rows = [(i, t, entry.frames) for i, entry in enumerate(self.manifest.files) for t in range(entry.trajectories)]
-        self._file, self._trajectory, self._frames = np.array(rows, dtype=np.int64).T
+        counts = [entry.trajectories for entry in self.manifest.files]
+        self._file = np.repeat(np.arange(len(counts)), counts)
+        self._trajectory = np.concatenate([np.arange(count) for count in counts])
+        self._frames = np.repeat([entry.frames for entry in self.manifest.files], counts)
         fitting = (self._frames - 1) // (self.frames - 1)
         if fitting.min() < 1:
             entry = self.manifest.files[int(self._file[fitting.argmin()])]
@@ -171,8 +175,8 @@ class ScenarioIndex:
                 f"{entry.path}; ask for fewer frames"
             )
         self._smallest = np.minimum(self.stride_range[0], fitting)
-        counts = self._frames - self._smallest * (self.frames - 1)
-        self._first_window = np.concatenate([[0], np.cumsum(counts)])
+        windows = self._frames - self._smallest * (self.frames - 1)
+        self._first_window = np.concatenate([[0], np.cumsum(windows)])
 
     def _cut_blocks(self, block_bytes: int) -> None:
         """Blocks of nearly equal numbers of windows a trajectory, none larger than `block_bytes` if one window fits."""

@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 from pathlib import Path
 from typing import IO, Any, cast
@@ -21,6 +22,7 @@ from typing import IO, Any, cast
 import h5py
 import numpy as np
 
+from ..fields import BoundaryCondition
 from . import flowbench
 from .remote import BufferedRangeFile, Identity, RangeFile, join_inside, open_range_file
 from .well import (
@@ -138,23 +140,40 @@ class FileManifest:
             raise ValueError(f"{self.path}: expected a format and 1 to 3 axes with their cells, found {self.grid}")
         if min(*self.grid, self.trajectories, self.frames, self.size) < 1:
             raise ValueError(
-                f"{self.path}: expected positive sizes, found {self.grid}, {self.trajectories} trajectories"
+                f"{self.path}: expected positive sizes, found {self.grid} and {self.trajectories} trajectories"
             )
-        if len(self.boundaries) not in (1, self.trajectories) or any(len(sides) != dims for sides in self.boundaries):
+        if max(self.trajectories, self.frames) > self.size:  # no file has more of them than bytes
+            raise ValueError(
+                f"{self.path}: expected trajectories and frames that fit into {self.size} bytes, found "
+                f"{self.trajectories} and {self.frames}"
+            )
+        kinds = {kind for sides in self.boundaries for pair in sides for kind in pair}
+        if len(self.boundaries) not in (1, self.trajectories) or not kinds <= set(BoundaryCondition):
+            raise ValueError(f"{self.path}: expected boundary kinds 0 to 2, found {self.boundaries[:2]}")
+        if any(len(sides) != dims or any(len(pair) != 2 for pair in sides) for sides in self.boundaries):
             raise ValueError(f"{self.path}: expected boundary kinds of {dims} axes, found {self.boundaries[:2]}")
+        names = [field.name for field in self.fields]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"{self.path}: expected different fields, found {names}")
         for field in self.fields:
-            whole = tuple(n if stored != 1 else 1 for n, stored in zip(self.grid, field.stored))
-            if field.stored != whole or not 0 <= field.rank <= 2 or np.dtype(field.dtype).kind not in "biuf":
-                raise ValueError(f"{self.path}: field {field.name!r} does not fit the grid {self.grid}")
-            if field.kind != "library":
-                self._check_ranges(field)
+            self._check_field(field)
 
-    def _check_ranges(self, field: FieldLayout) -> None:
+    def _check_field(self, field: FieldLayout) -> None:
+        whole = tuple(n if stored != 1 else 1 for n, stored in zip(self.grid, field.stored))
+        known = field.kind in ("contiguous", "chunked", "library") and 0 <= field.rank <= 2
+        if field.stored != whole or len(whole) != len(self.grid) or not known:
+            raise ValueError(f"{self.path}: field {field.name!r} does not fit the grid {self.grid}")
+        if np.dtype(field.dtype).kind not in "biuf":
+            raise ValueError(f"{self.path}: field {field.name!r}: expected real numbers, found {field.dtype!r}")
         rows = self.trajectories if field.sample_varying else 1
         frames = self.frames if field.time_varying else 1
         first, last = field.offset, field.offset + rows * frames * field.frame_bytes
-        if field.chunk_offsets is not None:
-            if field.chunk_frames < 1 or field.chunk_offsets.shape != (rows, -(-frames // field.chunk_frames)):
+        if field.kind == "library":  # deflate makes at most a thousandth of anything
+            first, last = 0, rows * frames * field.frame_bytes // 2000
+        elif (field.kind == "chunked") != (field.chunk_offsets is not None) or field.chunk_frames < 1:
+            raise ValueError(f"{self.path}: field {field.name!r}: expected a table of chunks for a chunked field alone")
+        elif field.chunk_offsets is not None:
+            if field.chunk_offsets.shape != (rows, -(-frames // field.chunk_frames)):
                 raise ValueError(f"{self.path}: field {field.name!r}: expected a table of {rows} rows of chunks")
             first = int(field.chunk_offsets.min())
             last = int(field.chunk_offsets.max()) + field.chunk_frames * field.frame_bytes
@@ -167,10 +186,14 @@ class FileManifest:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Manifest:
-    """The files of one source below `root`, a folder or URL that ends without a slash."""
+    """The files of one source below `root`, a folder or URL that ends without a slash.
+
+    `scenario`: the name of the scenario that they are of, where they were asked for by it.
+    """
 
     root: str
     files: tuple[FileManifest, ...]
+    scenario: str | None = None
 
     def url(self, number: int) -> str:
         return join_inside(self.root, self.files[number].path)
@@ -193,7 +216,8 @@ class Manifest:
         if "://" not in root:
             root = "." if target.absolute().parent == Path(root).absolute() else os.path.abspath(root)
         files = [_to_json(entry) for entry in self.files]
-        _write_json(target, {"walrus_hf_manifest": VERSION, "root": root, "files": files})
+        content = {"walrus_hf_manifest": VERSION, "scenario": self.scenario, "root": root, "files": files}
+        _write_json(target, content)
         return target
 
 
@@ -216,16 +240,19 @@ def load_manifest(path: str | os.PathLike, root: str | None = None, storage_opti
             raise ValueError(f"version {content['walrus_hf_manifest']}")
         files = tuple(_from_json(entry) for entry in content["files"])
         found = root or str(content["root"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        beside = (location.rpartition("/")[0] if "://" in location else os.path.dirname(location)) or "."
+        manifest = Manifest(beside if found == "." else found.rstrip("/"), files, content["scenario"])
+        if not files:
+            raise ValueError("no files")
+        for number, entry in enumerate(files):  # paths that leave the root are refused here, not when they are read
+            manifest.url(number)
+            if entry.geometry is not None:
+                join_inside(manifest.root, entry.geometry)
+    except UNUSABLE as error:
         raise ValueError(
             f"{location}: expected a manifest of version {VERSION}, found {one_line(error)}; "
             "write it anew with `walrus-hf data index`"
         ) from error
-    beside = location.rpartition("/")[0] or "."
-    manifest = Manifest(beside if found == "." else found.rstrip("/"), files)
-    for number, entry in enumerate(files):
-        manifest.open(number)  # opens nothing yet, but refuses paths that leave the root
-        entry.check()
     return manifest
 
 
@@ -237,9 +264,9 @@ def index_file(url: str, path: str, storage_options: dict | None = None, cache: 
     if cache and identity.version:
         try:
             entry = dataclasses.replace(_from_json(json.loads(kept.read_text(encoding="utf-8"))), path=path)
-            entry.check()
-            return entry
-        except (OSError, KeyError, TypeError, ValueError, AttributeError):
+            if (entry.size, entry.version) == (identity.size, identity.version):
+                return entry
+        except (OSError, *UNUSABLE):
             pass  # not there, or damaged: build it anew
     entry = flowbench_manifest(source, path) if url.endswith(".npz") else well_manifest(source, path)
     if cache and identity.version:
@@ -254,7 +281,8 @@ def cache_path(url: str, identity: Identity) -> Path:
     from huggingface_hub.constants import HF_HOME
 
     folder = Path(os.environ.get("WALRUS_HF_CACHE") or Path(HF_HOME) / "walrus_hf")
-    location = url if "://" in url else os.path.abspath(url)
+    # On the Hub the version is a hash of the content: a commit that leaves the file as it is changes nothing.
+    location = re.sub(r"@[^/]+", "", url) if url.startswith("hf://") else url if "://" in url else os.path.abspath(url)
     key = hashlib.sha256(f"{VERSION}\n{location}\n{identity.size}\n{identity.version}".encode()).hexdigest()
     return folder / "manifests" / f"{key[:40]}.json"
 
@@ -381,18 +409,50 @@ def _to_json(entry: FileManifest) -> dict[str, Any]:
 
 
 def _from_json(content: dict[str, Any]) -> FileManifest:
-    """`KeyError`, `TypeError` or `ValueError` where it is none."""
+    """The checked manifest of a file; one of `UNUSABLE` where it is none."""
     fields = []
     for entry in content["fields"]:
-        offsets = entry["chunk_offsets"]
-        table = None if offsets is None else np.array(offsets, dtype=np.int64)
-        fields.append(FieldLayout(**{**entry, "stored": tuple(map(int, entry["stored"])), "chunk_offsets": table}))
-    boundaries = tuple(tuple((int(low), int(high)) for low, high in sides) for sides in content["boundaries"])
+        table = entry["chunk_offsets"]
+        if table is not None:
+            table = np.array([[_whole(offset) for offset in row] for row in table], dtype=np.int64)
+        numbers = {name: _whole(entry[name]) for name in ("rank", "offset", "chunk_frames")}
+        texts = {name: _text(entry[name]) for name in ("name", "dtype", "kind")}
+        flags = {name: _flag(entry[name]) for name in ("sample_varying", "time_varying")}
+        stored = tuple(_whole(n) for n in entry["stored"])
+        fields.append(FieldLayout(**{**entry, **numbers, **texts, **flags, "stored": stored, "chunk_offsets": table}))
+    boundaries = tuple(tuple((_whole(low), _whole(high)) for low, high in sides) for sides in content["boundaries"])
+    numbers = {name: _whole(content[name]) for name in ("size", "trajectories", "frames")}
+    texts = {name: _text(content[name]) for name in ("path", "version", "format", "dataset_name", "grid_type")}
     changed = {
-        "axes": tuple(map(str, content["axes"])), "grid": tuple(map(int, content["grid"])),
+        "axes": tuple(_text(axis) for axis in content["axes"]), "grid": tuple(_whole(n) for n in content["grid"]),
         "boundaries": boundaries, "fields": tuple(fields),
+        "geometry": None if content["geometry"] is None else _text(content["geometry"]),
     }  # fmt: skip
-    return FileManifest(**{**content, **changed})
+    entry = FileManifest(**{**content, **numbers, **texts, **changed})
+    entry.check()
+    return entry
+
+
+# What comes of content that is no manifest.
+UNUSABLE = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, IndexError)
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError(f"expected a whole number, found {value!r}")
+    return value
+
+
+def _text(value: Any) -> str:
+    if type(value) is not str:
+        raise TypeError(f"expected a text, found {value!r}")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if type(value) is not bool:
+        raise TypeError(f"expected true or false, found {value!r}")
+    return value
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

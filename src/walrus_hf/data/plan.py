@@ -5,13 +5,14 @@ of the same length (what remains, fewer windows than ranks, is dropped). A rank 
 a time, a group, and permutes the windows within each group; successive windows make a batch. Batches of the sources
 are mixed by their weights, independently on each rank.
 
-The stream of a rank is cut into chunks, each of which can be started by itself: that is what makes resuming cheap.
+Any batch of a stream can be named without those before it: that is what makes resuming cheap.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,8 +22,7 @@ import numpy as np
 from .augment import uniform_hash
 from .index import ScenarioIndex, runs_of
 
-# Chunks of an endless stream; many divisors, so that any number of workers and nodes gets equal shares.
-CHUNKS = 3840
+# Batches of an endless stream whose sources are drawn at once.
 CHUNK_BATCHES = 4096
 # What a key is drawn for; the first number of each.
 _BLOCKS, _GROUPS, _STRIDES, _MIXTURE = range(4)
@@ -154,8 +154,8 @@ class StreamPlan:
     ) -> None:
         counts = {"batch_size": batch_size, "world_size": world_size, "blocks_in_memory": blocks_in_memory}
         for name, count in {**counts, "epochs": 1 if epochs is None else epochs}.items():
-            if count < 1:
-                raise ValueError(f"{name}: expected at least 1, found {count}")
+            if not isinstance(count, int) or count < 1:
+                raise ValueError(f"{name}: expected a whole number of at least 1, found {count}")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank: expected 0 to {world_size - 1} at world_size={world_size}, found {rank}")
         if seed < 0:
@@ -177,9 +177,26 @@ class StreamPlan:
                 )
         self._start_of_run = self._after_history()
         self._passes: dict[int, tuple[int, RankPass]] = {}
+        self._counted = [np.zeros(len(self.indexes), dtype=np.int64)]  # batches of each source before each chunk
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells plans apart: a state of one plan means nothing to another."""
+        sources = [(index.name, index.num_windows, index.num_blocks, index.frames) for index in self.indexes]
+        settings = (
+            sources, self.weights.tolist(), self.batch_size, self.seed, self.rank, self.world_size, self.epochs,
+            self.blocks_in_memory, self.history, self.epoch,
+        )  # fmt: skip
+        return hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
 
     def with_epoch(self, epoch: int) -> StreamPlan:
-        """The same plan with everything drawn anew. What a history says of epoch 0 does not count for another."""
+        """The same plan with everything drawn anew.
+
+        Raises:
+            ValueError: a plan with a history, which tells of the first epoch only.
+        """
+        if self.history:
+            raise ValueError("set_epoch: expected a stream without history, which tells how far its one epoch came")
         return StreamPlan(
             self.indexes, self.weights, self.batch_size, self.seed, self.rank, self.world_size, self.epochs,
             self.blocks_in_memory, (), epoch,
@@ -190,23 +207,17 @@ class StreamPlan:
         """Batches of this rank; None of an endless stream."""
         return None if self.epochs is None else len(self._finite_mixture)
 
-    @property
-    def num_chunks(self) -> int:
-        if self.num_batches is None:
-            return CHUNKS
-        return next(count for count in (240, 120, 60, 48, 24, 12, 6, 4, 2, 1) if count <= max(self.num_batches, 1))
-
-    def descriptors(self, chunk: int) -> Iterator[dict[str, Any]]:
-        """The batches of one chunk. The last chunk of an endless stream does not end."""
-        last = self.epochs is None and chunk == self.num_chunks - 1
-        while True:
-            cursor, labels = self._chunk(chunk)
-            for source in labels.tolist():
+    def descriptors(self, first: int = 0, stop: int | None = None) -> Iterator[dict[str, Any]]:
+        """The batches of this rank from number `first` on, up to `stop` or the end of the stream."""
+        end = min((n for n in (stop, self.num_batches) if n is not None), default=None)
+        cursor, number = self._before(first), first
+        while end is None or number < end:
+            for source in self._labels_from(number).tolist():
+                if number == end:
+                    return
                 yield self.descriptor(source, int(cursor[source]))
                 cursor[source] += 1
-            if not last:
-                return
-            chunk += 1
+                number += 1
 
     def descriptor(self, source: int, number: int) -> dict[str, Any]:
         """The rank's batch of that number among those of one source."""
@@ -216,19 +227,26 @@ class StreamPlan:
         stop = min(first + self.batch_size, len(found))
         return found.descriptor(source, first, stop, (self.seed, self.epoch, source))
 
-    def _chunk(self, chunk: int) -> tuple[np.ndarray, np.ndarray]:
-        """Batches of each source before the chunk (sources,), and the sources of the chunk's batches in order."""
-        if self.epochs is None:
-            run = (len(self.history), self.rank, self.world_size)
-            before = np.zeros(len(self.indexes), dtype=np.int64)
-            for number in range(chunk):
-                before += np.bincount(self._endless_mixture(*run, number), minlength=len(self.indexes))
-            return before, self._endless_mixture(*run, chunk)
-        labels = self._finite_mixture
-        # The longer chunks come first: then the strided shares of workers and nodes differ by one batch at most.
-        length, longer = divmod(len(labels), self.num_chunks)
-        first, stop = (number * length + min(number, longer) for number in (chunk, chunk + 1))
-        return np.bincount(labels[:first], minlength=len(self.indexes)), labels[first:stop]
+    def _labels_from(self, number: int) -> np.ndarray:
+        """The sources of some batches, the first of which has that number."""
+        if self.epochs is not None:
+            return self._finite_mixture[number:]
+        chunk, passed = divmod(number, CHUNK_BATCHES)
+        return self._own_mixture(chunk)[passed:]
+
+    def _before(self, number: int) -> np.ndarray:
+        """Batches of each source before the one of that number, (sources,)."""
+        sources = len(self.indexes)
+        if self.epochs is not None:
+            return np.bincount(self._finite_mixture[:number], minlength=sources)
+        chunk, passed = divmod(number, CHUNK_BATCHES)
+        while len(self._counted) <= chunk:
+            latest = self._own_mixture(len(self._counted) - 1)
+            self._counted.append(self._counted[-1] + np.bincount(latest, minlength=sources))
+        return self._counted[chunk] + np.bincount(self._own_mixture(chunk)[:passed], minlength=sources)
+
+    def _own_mixture(self, chunk: int) -> np.ndarray:
+        return self._endless_mixture(len(self.history), self.rank, self.world_size, chunk)
 
     def _endless_mixture(self, run: int, rank: int, world_size: int, chunk: int) -> np.ndarray:
         """Sources drawn by weight, each batch by itself."""
@@ -281,6 +299,8 @@ class StreamPlan:
         rng = np.random.default_rng([_BLOCKS, self.seed, self.epoch, source, number])
         first, count = index.block_windows(rng.permutation(index.num_blocks))
         windows = np.repeat(first - (np.cumsum(count) - count), count) + np.arange(index.num_windows)
+        # Ranks leave out the end of the row: let it be another place in the blocks each time.
+        windows = np.roll(windows, rng.integers(index.num_windows))
         uniform = uniform_hash((_STRIDES, self.seed, self.epoch, source, number), windows)
         return Row(windows, index.strides(windows, uniform), np.full(len(windows), number))
 

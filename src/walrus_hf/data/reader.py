@@ -16,22 +16,25 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import os
 import threading
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
 
 from .augment import augment
-from .fetching import DamagedFileError, Loaded, PartFetch, Runs
+from .fetching import DamagedFileError, EvictedError, Loaded, PartFetch, Runs
 from .index import ScenarioIndex, runs_of
 from .remote import ChangedFileError, RangeFile
+from .threads import DaemonPool
 
 THREADS = 8
+# Batches from this size on are copied by several threads.
+WORTH_A_THREAD = 2**21
 # With `skip_damaged` these are counted and replaced; a store that does not answer is an error all the same.
 SKIPPED = (DamagedFileError, ChangedFileError, FileNotFoundError)
 
@@ -61,7 +64,7 @@ class BatchReader:
     Args:
         indexes: the sources, in the order of the descriptors' numbers.
         cache_bytes: bound of what is kept and fetched ahead, in each process; one batch's needs may go beyond it.
-        threads: ranges that are fetched at the same time.
+        threads: ranges that are fetched at the same time for the present batch, and as many ahead of it.
         augmented: rotate each batch by its key (augment.py).
         skip_damaged: replace windows of files that are damaged, changed or gone by windows of the same source's next
             file, count them in `damaged` and warn, instead of raising.
@@ -75,6 +78,8 @@ class BatchReader:
         augmented: bool = False,
         skip_damaged: bool = False,
     ) -> None:
+        if threads < 1 or cache_bytes < 0:
+            raise ValueError(f"expected at least 1 thread and no fewer than 0 bytes, found {threads} and {cache_bytes}")
         self.indexes = list(indexes)
         self.cache_bytes, self.threads = cache_bytes, threads
         self.augmented, self.skip_damaged = augmented, skip_damaged
@@ -85,7 +90,8 @@ class BatchReader:
         self._process = os.getpid()
         self._kept: collections.OrderedDict[Part, PartFetch] = collections.OrderedDict()
         self._files: dict[tuple[int, int], tuple[RangeFile, RangeFile | None]] = {}
-        self._pools: dict[bool, ThreadPoolExecutor] = {}
+        self._pools: dict[bool, DaemonPool] = {}
+        self._bad: dict[Part, Exception] = {}
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -123,7 +129,7 @@ class BatchReader:
         ahead = [_part(number, part) for part in descriptor.get("ahead") or ()]
         self._request(parts, ahead)
         rows = [self._row(window, part) for window, part in zip(windows, parts)]
-        batch = _assemble(index, rows)
+        batch = self._assemble(index, rows)
         done = [_part(number, part) for part in descriptor.get("done") or ()] if planned else parts
         self._forget([*done, *(row.part for row, part in zip(rows, parts) if row.part != part)])
         if self.augmented:
@@ -135,43 +141,46 @@ class BatchReader:
         return {**batch, "source": index.name, "window": [index.address(*row.window) for row in rows]}
 
     def _request(self, parts: Iterable[Part], ahead: Iterable[Part]) -> None:
-        """Start what is not kept: what is wanted now first, what is wanted later only where it fits."""
+        """Start what is not kept: what is wanted now first, what is wanted later where it fits beside all else."""
         with self._lock:
-            wanted, later = dict.fromkeys(parts), dict.fromkeys(ahead)
+            wanted = dict.fromkeys(parts)
             for part in wanted:
-                self._fetch(part, urgent=True)
-            for part in later:
+                if part not in self._bad:
+                    self._fetch(part, urgent=True)
+            self._make_room(wanted)
+            for part in dict.fromkeys(ahead):
                 if part in self._kept:
                     self._kept.move_to_end(part)
-            for part in later:
-                fits = self._make_room(self._new_fetch(part).nbytes, {*wanted, *later})
-                if fits and part not in self._kept:
+                elif part not in self._bad and self.kept_bytes + self._new_fetch(part).nbytes <= self.cache_bytes:
                     self._fetch(part, urgent=False)
-            self._make_room(0, set(wanted))
 
     def _fetch(self, part: Part, urgent: bool) -> PartFetch:
-        fetch = self._kept.setdefault(part, self._new_fetch(part))
+        fetch = self._kept.get(part)
+        if fetch is None or (urgent and fetch.failed):  # what failed when it was fetched ahead is tried once more
+            fetch = self._kept[part] = self._new_fetch(part)
         self._kept.move_to_end(part)
-        if urgent not in self._pools:
-            self._pools[urgent] = ThreadPoolExecutor(self.threads, thread_name_prefix="walrus_hf")
         place = (part.source, part.file)
         if place not in self._files:
             index = self.indexes[part.source]
             self._files[place] = index.manifest.open(part.file, index.storage_options)
-        fetch.start(*self._files[place], self._pools[urgent].submit)
+        fetch.start(*self._files[place], self._pool(urgent).submit)
         return fetch
+
+    def _pool(self, urgent: bool) -> DaemonPool:
+        if urgent not in self._pools:
+            self._pools[urgent] = DaemonPool(self.threads)
+        return self._pools[urgent]
 
     def _new_fetch(self, part: Part) -> PartFetch:
         return PartFetch(self.indexes[part.source], part.file, part.trajectory, part.runs)
 
-    def _make_room(self, size: int, protected: set[Part]) -> bool:
-        """Drop the parts that were used longest ago until `size` more bytes fit; False where they never will."""
+    def _make_room(self, wanted: Mapping[Part, None]) -> None:
+        """Drop the parts that were used longest ago until the rest is within the bound."""
         for part in list(self._kept):
-            if self.kept_bytes + size <= self.cache_bytes:
+            if self.kept_bytes <= self.cache_bytes:
                 break
-            if part not in protected:
+            if part not in wanted:
                 self._kept.pop(part).cancel()
-        return self.kept_bytes + size <= self.cache_bytes
 
     def _forget(self, parts: Iterable[Part]) -> None:
         with self._lock:
@@ -185,17 +194,56 @@ class BatchReader:
         replaced, files = window, len(index.manifest.files)
         for step in range(files):
             try:
-                with self._lock:
-                    fetch = self._fetch(part, urgent=True)
-                return _Row(replaced, part, fetch.result())
+                return _Row(replaced, part, self._load(part))
             except SKIPPED as error:
-                self._forget([part])
                 if not self.skip_damaged or step == files - 1:
                     raise
+                self._bad[part] = error
                 self._report(index.manifest.url(part.file), error)
                 replaced = _in_next_file(index, window, step + 1)
                 part = _own_part(index, part.source, replaced)
         raise AssertionError("the last file either serves or raises")
+
+    def _load(self, part: Part) -> Loaded:
+        """A part's data. What failed is not kept, so that the next try is one; what is known to be damaged stays so."""
+        if part in self._bad:
+            raise self._bad[part]
+        while True:
+            with self._lock:
+                fetch = self._kept.get(part) or self._fetch(part, urgent=True)
+            try:
+                return fetch.result()
+            except EvictedError:  # another thread needed the room
+                continue
+            except Exception:
+                self._forget([part])
+                raise
+
+    def _assemble(self, index: ScenarioIndex, rows: Sequence[_Row]) -> dict[str, Any]:
+        """Rows stacked: `field_values` (B, T, C, H, W, D) still holds all T frames."""
+        values = np.empty((len(rows), index.frames, *rows[0].loaded.frames.shape[1:]), dtype=np.float32)
+        jobs = [functools.partial(_copy_frames, target, row) for target, row in zip(values, rows)]
+        if values.nbytes < WORTH_A_THREAD:
+            for job in jobs:
+                job()
+        else:
+            for future in [self._pool(True).submit(job) for job in jobs]:
+                future.result()
+        batch: dict[str, Any] = {"field_values": torch.from_numpy(values)}
+        for name, tensor in index.static_inputs.items():
+            batch[name] = tensor.repeat(len(rows), *[1] * (tensor.ndim - 1))
+        constants = [row.loaded.constants for row in rows if row.loaded.constants is not None]
+        if constants:
+            batch["constant_values"] = torch.stack(constants)
+        if any(row.loaded.obstacle is not None for row in rows):
+            nothing = torch.zeros(values.shape[-3:], dtype=torch.bool)
+            masks = [nothing if row.loaded.obstacle is None else row.loaded.obstacle for row in rows]
+            batch["obstacle_mask"] = torch.stack(masks)
+        return batch
+
+    def drop(self) -> None:
+        """Let go of all that is kept or on its way: nobody reads on from here."""
+        self._forget(list(self._kept))
 
     def _report(self, url: str, error: Exception) -> None:
         self.damaged[url] += 1
@@ -224,22 +272,10 @@ def _in_next_file(index: ScenarioIndex, window: tuple[int, int, int, int], step:
     return file, window[1] % entry.trajectories, window[2] % (entry.frames - stride * (index.frames - 1)), stride
 
 
-def _assemble(index: ScenarioIndex, rows: Sequence[_Row]) -> dict[str, Any]:
-    """Rows stacked: `field_values` (B, T, C, H, W, D) still holds all T frames."""
-    values = np.empty((len(rows), index.frames, *rows[0].loaded.frames.shape[1:]), dtype=np.float32)
-    for target, row in zip(values, rows):
-        _, _, start, stride = row.window
-        held = np.concatenate([np.arange(first, stop) for first, stop in row.part.runs])
-        position = np.searchsorted(held, start + stride * np.arange(index.frames))
-        for frame, place in zip(target, position.tolist()):
-            np.copyto(frame, row.loaded.frames[place])
-    batch: dict[str, Any] = {"field_values": torch.from_numpy(values)}
-    for name, tensor in index.static_inputs.items():
-        batch[name] = tensor.repeat(len(rows), *[1] * (tensor.ndim - 1))
-    constants = [row.loaded.constants for row in rows if row.loaded.constants is not None]
-    if constants:
-        batch["constant_values"] = torch.stack(constants)
-    masks = [row.loaded.obstacle for row in rows if row.loaded.obstacle is not None]
-    if masks:
-        batch["obstacle_mask"] = torch.stack(masks)
-    return batch
+def _copy_frames(target: np.ndarray, row: _Row) -> None:
+    """The frames of a window (T, C, H, W, D) out of its part."""
+    _, _, start, stride = row.window
+    held = np.concatenate([np.arange(first, stop) for first, stop in row.part.runs])
+    position = np.searchsorted(held, start + stride * np.arange(len(target)))
+    for frame, place in zip(target, position.tolist()):
+        np.copyto(frame, row.loaded.frames[place])

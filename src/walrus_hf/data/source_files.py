@@ -101,7 +101,7 @@ def open_source(
     skip_damaged: bool = False,
     progress: bool = False,
 ) -> tuple[Manifest, Scenario | None]:
-    """The manifest of one split of a source, and its scenario where it was given by name.
+    """The manifest of one split of a source, and its scenario where it was given by name, or its manifest was made so.
 
     Args:
         skip_damaged, progress: as in `build_manifest`.
@@ -112,9 +112,12 @@ def open_source(
     place = locate_source(source, split, base_path, storage_options)
     (folder,) = place.folders
     if folder.url.endswith(".json"):
-        return load_manifest(folder.url, None, storage_options), None
+        manifest = load_manifest(folder.url, None, storage_options)
+        return manifest, None if manifest.scenario is None else find_scenario(manifest.scenario)
     manifest = build_manifest(folder.url, folder.exclude, storage_options, True, skip_damaged, progress)
-    return manifest, place.scenario
+    if place.scenario is None:
+        return manifest, None
+    return dataclasses.replace(manifest, scenario=place.scenario.name), place.scenario
 
 
 def build_manifest(
@@ -172,8 +175,12 @@ def list_folder(folder: Folder, storage_options: dict | None = None) -> FileList
         raise ValueError(
             f"{location}: expected a folder, or a file ending in {', '.join(SUFFIXES)}, found another file"
         )
-    root = location if whole_folder else location.rpartition("/")[0] or "."
-    paths = [file.removeprefix(f"{root}/") for file in found]
+    parent = location.rpartition("/")[0] if "://" in location else os.path.dirname(location)
+    root = location if whole_folder else parent or "."
+    if "://" in root:
+        paths = [file.removeprefix(f"{root}/") for file in found]
+    else:
+        paths = [os.path.relpath(file, root).replace(os.sep, "/") for file in found]
     if root.startswith(("file://", "http://", "https://")):
         paths = [unquote(path) for path in paths]  # `join_inside` quotes them again
     geometries = frozenset(path for path in paths if path.endswith(GEOMETRY_SUFFIX))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +81,8 @@ def load_stream(
         ImportError: the extra `data` is not installed.
     """
     weighted = _weighted(sources)
+    if blocks_in_memory < 1:
+        raise ValueError(f"blocks_in_memory: expected at least 1, found {blocks_in_memory}")
     block_bytes = min(LARGEST_BLOCK, cache_bytes // (2 * blocks_in_memory * len(weighted)))
     indexes = []
     for source, _ in weighted:
@@ -94,6 +97,7 @@ def load_stream(
         indexes.append(
             ScenarioIndex(name, manifest, frames, stride_range, settings, zeros, block_bytes, storage_options)
         )
+    _warn_of_small_blocks(indexes, cache_bytes, blocks_in_memory)
     plan = StreamPlan(
         indexes,
         [weight for _, weight in weighted],
@@ -106,6 +110,21 @@ def load_stream(
         history,
     )
     return stream_of(plan, BatchReader(indexes, cache_bytes, threads, augment, skip_damaged))
+
+
+def _warn_of_small_blocks(indexes: Sequence[ScenarioIndex], cache_bytes: int, blocks_in_memory: int) -> None:
+    """Say so where the memory does not hold blocks: each frame is then read for each of its windows."""
+    small = [index for index in indexes if index.num_blocks == index.num_windows > index.num_trajectories]
+    if not small:
+        return
+    spans = [index.stride_range[1] * (index.frames - 1) * index.frame_bytes for index in small]
+    cheapest = 2 * blocks_in_memory * len(indexes) * 2 * min(spans)
+    warnings.warn(
+        f"cache_bytes={cache_bytes}: memory holds no blocks of {len(small)} of {len(indexes)} sources, so each window "
+        f"is read by itself, about {small[0].frames} times as much; about {cheapest / 2**30:.1f} GiB would help the "
+        f"smallest of them ({small[spans.index(min(spans))].name}), fewer sources or blocks_in_memory too",
+        stacklevel=3,
+    )
 
 
 def scenario_processor(base: WalrusProcessor, scenario: Scenario) -> WalrusProcessor:

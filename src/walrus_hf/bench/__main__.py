@@ -105,12 +105,15 @@ def data(
 
     keep_freed_memory()
     results = measure_data(repeats, small)
-    typer.echo(f"{'SMALL FILE, no measure of speed; ' if small else ''}median of {repeats} (lowest, highest)")
+    typer.echo(
+        f"{'SMALL FILE, no measure of speed; ' if small else ''}{torch.get_num_threads()} threads for torch on both sides, "
+        f"median of {repeats} (lowest, highest)"
+    )
     for name, result in results.items():
         span = f"({result['ratio_lowest']:.1f}, {result['ratio_highest']:.1f})"
         typer.echo(f"{name}: ours / theirs {result['ratio_median']:.1f} {span}")
         typer.echo("\n".join(describe(result)))
-    _write_json(json_file, {"small": small, "cases": results})
+    _write_json(json_file, {"small": small, "threads": torch.get_num_threads(), "cases": results})
 
 
 def _write_json(path: Path | None, content: Mapping[str, Any]) -> None:

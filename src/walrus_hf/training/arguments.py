@@ -1,0 +1,139 @@
+"""What a pretraining run is told: a YAML file, and flags that override it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers.hf_argparser import HfArgumentParser
+
+from ..configuration_walrus import WalrusConfig
+from .plan import MODES, Mode
+
+STRATEGIES = ("single", "ddp", "fsdp2", "hsdp")
+
+
+@dataclasses.dataclass
+class PretrainingArguments:
+    """Settings of a pretraining run; the defaults are the published ones (arXiv 2511.15684, appendices A and B.1)."""
+
+    sources: list[str] = field(
+        default_factory=list, metadata={"help": "Scenarios, files, folders, manifests or URLs to train on."}
+    )
+    output_dir: str = field(
+        default="pretraining", metadata={"help": "Folder for checkpoints, metrics.jsonl and the model."}
+    )
+    base_path: str | None = field(
+        default=None, metadata={"help": "Folder or URL that holds scenarios as <name>/data/<split>; else the Hub."}
+    )
+    split: str = field(default="train", metadata={"help": "Split to train on."})
+    validation_split: str = field(
+        default="valid", metadata={"help": "Split to validate on; sources without one are not validated."}
+    )
+    seed: int = field(default=0, metadata={"help": "Weights, plan, jitter and augmentation follow from it."})
+    max_steps: int = field(default=1000, metadata={"help": "Optimiser steps."})
+    model_size: str = field(default="walrus-1.3b", metadata={"help": "tiny, half or walrus-1.3b."})
+    model: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Settings of WalrusConfig on top of the size's, in YAML."}
+    )
+    mode: Mode = field(default="balanced", metadata={"help": f"How work is shared out: {', '.join(MODES)}."})
+    gradient_accumulation_steps: int = field(
+        default=4, metadata={"help": "Micro-batches of each shard group in a step (their mean if variable)."}
+    )
+    batch_size: int = field(default=2, metadata={"help": "Windows of a plane in a micro-batch; volumes take half."})
+    frames: int = field(
+        default=6, metadata={"help": "Input frames of a plane; volumes take half (but in the mode variable)."}
+    )
+    stride_min: int = field(default=1, metadata={"help": "Smallest distance of a window's frames."})
+    stride_max: int = field(default=5, metadata={"help": "Largest distance of a window's frames."})
+    augment: bool = field(
+        default=True, metadata={"help": "Rotate each batch; planes may come to stand anywhere in space."}
+    )
+    learning_rate: float = field(default=2e-4, metadata={"help": "Base learning rate."})
+    weight_decay: float = field(default=1e-4, metadata={"help": "AdamW's."})
+    max_grad_norm: float = field(default=10.0, metadata={"help": "Gradients are clipped to it."})
+    muon: bool = field(default=False, metadata={"help": "Muon for the matrices of the blocks, AdamW for the rest."})
+    ema_decay: float | None = field(
+        default=None, metadata={"help": "Decay of an exponential average of the weights; it is validated and saved."}
+    )
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "Compute blocks again in the backward pass."})
+    strategy: str | None = field(
+        default=None, metadata={"help": f"Refuse to start unless this is in force: {', '.join(STRATEGIES)}."}
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "latest, or the folder of a checkpoint."}
+    )
+    save_steps: int = field(default=1000, metadata={"help": "Steps between checkpoints."})
+    keep_checkpoints: int = field(default=3, metadata={"help": "Older ones are removed."})
+    validation_steps: int = field(
+        default=1000, metadata={"help": "Steps between validations; 0 is none but at the end."}
+    )
+    validation_batches: int = field(default=8, metadata={"help": "Batches of each source in a validation."})
+    log_with: list[str] = field(
+        default_factory=list, metadata={"help": "Trackers of Accelerate, such as trackio, tensorboard or wandb."}
+    )
+    reader_error_limit: int = field(
+        default=20, metadata={"help": "Micro-batches that could not be read before everybody stops."}
+    )
+    cache_bytes: int = field(default=2**30, metadata={"help": "Memory for frames, in each process."})
+    blocks_in_memory: int = field(default=4, metadata={"help": "Blocks whose windows are mixed."})
+    push_to_hub: str | None = field(
+        default=None, metadata={"help": "Repository that the trained model is pushed to at the end."}
+    )
+
+    def __post_init__(self) -> None:
+        for name, known in (("mode", MODES), ("model_size", ("tiny", "half", "walrus-1.3b"))):
+            if vars(self)[name] not in known:
+                raise ValueError(f"{name}: expected one of {', '.join(known)}, found {vars(self)[name]!r}")
+        if self.strategy is not None and self.strategy not in STRATEGIES:
+            raise ValueError(f"strategy: expected one of {', '.join(STRATEGIES)}, found {self.strategy!r}")
+        least = {"max_steps": 1, "gradient_accumulation_steps": 1, "batch_size": 1, "frames": 2, "save_steps": 1}
+        for name, bound in {**least, "stride_min": 1, "keep_checkpoints": 1, "validation_batches": 1}.items():
+            if vars(self)[name] < bound:
+                raise ValueError(f"{name}: expected at least {bound}, found {vars(self)[name]}")
+
+    def config(self) -> WalrusConfig:
+        """The geometry of the model to train."""
+        make: dict[str, Callable[..., WalrusConfig]] = {
+            "tiny": WalrusConfig.tiny,
+            "half": WalrusConfig.half,
+            "walrus-1.3b": WalrusConfig,
+        }
+        return make[self.model_size](**self.model)
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> PretrainingArguments:
+    """Settings from `--config FILE.yaml` and flags; a flag wins over the file.
+
+    Raises:
+        ValueError: unknown settings in the file, or values that make no sense.
+        SystemExit: unknown flags, as argparse does it.
+    """
+    parser = HfArgumentParser(PretrainingArguments)  # type: ignore[arg-type]
+    parser.add_argument("--config", type=Path, help="YAML file with these settings.")
+    given, _ = parser.parse_known_args(arguments)
+    if given.config is not None:
+        parser.set_defaults(**read_recipe(given.config))
+    settings = vars(parser.parse_args(arguments))
+    settings.pop("config")
+    found = PretrainingArguments(**settings)
+    if not found.sources:
+        raise ValueError("sources: expected at least one, found none; name them in the recipe or with --sources A B")
+    return found
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The settings of a YAML file."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: expected YAML, found {' '.join(str(error).split())}") from error
+    known = {setting.name for setting in dataclasses.fields(PretrainingArguments)}
+    if not isinstance(content, dict) or not set(content) <= known:
+        found = sorted(set(content) - known) if isinstance(content, dict) else content
+        raise ValueError(f"{path}: expected settings among {', '.join(sorted(known))}, found {found}")
+    return content

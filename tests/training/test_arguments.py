@@ -1,0 +1,67 @@
+"""Settings of a pretraining run: YAML, flags that win over it, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from walrus_hf.training.arguments import PretrainingArguments, parse_arguments
+
+CONFIGS = sorted((Path(__file__).parents[2] / "examples" / "configs").glob("*.yaml"))
+
+
+def recipe(folder, text):
+    path = folder / "recipe.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
+    path = recipe(tmp_path, "sources: [a, b]\nmax_steps: 7\nlearning_rate: 3e-4\nmodel: {hidden_size: 64}\n")
+    found = parse_arguments(["--config", path, "--max_steps", "9", "--seed", "3"])
+    assert (found.sources, found.max_steps, found.seed) == (["a", "b"], 9, 3)
+    assert (found.learning_rate, found.weight_decay) == (3e-4, 1e-4)
+    assert parse_arguments(["--config", path, "--sources", "c", "d"]).sources == ["c", "d"]
+
+
+def test_the_model_of_a_recipe_is_a_size_and_what_differs_from_it(tmp_path):
+    path = recipe(tmp_path, "sources: [a]\nmodel_size: tiny\nmodel: {hidden_size: 64, num_hidden_layers: 3}\n")
+    config = parse_arguments(["--config", path]).config()
+    assert (config.hidden_size, config.num_hidden_layers, config.stem_hidden_size) == (64, 3, 24)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sources: [a]\nmax_step: 7\n", r"recipe.yaml: expected settings among .*max_steps.*, found \['max_step'\]"),
+        ("- a\n- b\n", r"recipe.yaml: expected settings among"),
+        ("sources: [a\n", r"recipe.yaml: expected YAML"),
+        ("sources: [a]\nmode: best\n", r"mode: expected one of independent, reference, balanced, variable"),
+        ("sources: [a]\nstrategy: magic\n", r"strategy: expected one of single, ddp, fsdp2, hsdp, found 'magic'"),
+        ("sources: [a]\nframes: 1\n", r"frames: expected at least 2, found 1"),
+        ("max_steps: 5\n", r"sources: expected at least one, found none"),
+    ],
+)  # fmt: skip
+def test_what_a_recipe_gets_wrong_is_named(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message) as error:
+        parse_arguments(["--config", recipe(tmp_path, text)])
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_flag_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(["--sources", "a", "--warp_speed", "9"])
+    assert "--warp_speed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_recipes_of_the_examples_are_read(path):
+    found = parse_arguments(["--config", str(path)])
+    assert len(set(found.sources)) == len(found.sources) >= 4
+    assert found.config().hidden_size == {"tiny": 96, "half": 1088, "walrus-1.3b": 1408}[path.stem]
+
+
+def test_the_defaults_are_the_published_settings():
+    found = PretrainingArguments(sources=["a"])
+    assert (found.learning_rate, found.weight_decay, found.max_grad_norm) == (2e-4, 1e-4, 10.0)
+    assert (found.batch_size, found.frames, found.gradient_accumulation_steps) == (2, 6, 4)
+    assert (found.stride_min, found.stride_max) == (1, 5)

@@ -1,0 +1,35 @@
+"""Pretrain a Walrus model.
+
+On this machine, with settings from a recipe and flags that override it:
+
+    python examples/pretrain.py --config examples/configs/tiny.yaml --output_dir runs/tiny
+    accelerate launch --config_file examples/accelerate_configs/cpu.yaml examples/pretrain.py \\
+        --config examples/configs/tiny.yaml --output_dir runs/tiny
+
+On several GPUs, and on 24 nodes of four (examples/accelerate_configs/hsdp_24x4.slurm):
+
+    accelerate launch --config_file examples/accelerate_configs/ddp.yaml examples/pretrain.py \\
+        --config examples/configs/half.yaml --output_dir runs/half
+    accelerate launch --config_file examples/accelerate_configs/fsdp2.yaml examples/pretrain.py \\
+        --config examples/configs/walrus-1.3b.yaml --strategy fsdp2 --output_dir runs/walrus
+    sbatch examples/accelerate_configs/hsdp_24x4.slurm
+
+After a stop, the same command with `--resume_from_checkpoint latest`. `--help` lists all settings.
+"""
+
+from accelerate import PartialState
+
+from walrus_hf.training.arguments import parse_arguments
+from walrus_hf.training.loop import pretrain
+
+
+def main() -> None:
+    folder = pretrain(parse_arguments())
+    state = PartialState()
+    if state.is_main_process:
+        print(f"written: {folder}")
+    state.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

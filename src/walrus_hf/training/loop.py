@@ -1,0 +1,411 @@
+"""The pretraining loop: plan, read, forward, backward, step; the same on one CPU and on many nodes.
+
+    sources -> plan of work -> descriptors -> batches -> micro-batches of a step -> optimiser -> metrics, checkpoints
+
+Everything random follows from the seed and the address of what is drawn, so a run that was stopped goes on as if it had
+not been, bit for bit, and on another number of processes to rounding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
+from tqdm.auto import tqdm
+
+from ..data.augment import uniform_hash
+from ..data.index import ScenarioIndex
+from ..data.reader import BatchReader
+from ..modeling_walrus import WalrusForPrediction
+from ..normalization import delta_scales, per_channel
+from .arguments import PretrainingArguments
+from .batches import PlannedReader, open_indexes, open_validation, planned_batches
+from .checkpoints import load_checkpoint, resolve, save_checkpoint
+from .costs import CostTable, Geometry, Key, Shape, micro_batch_cost
+from .guards import GradientGuard, ReaderErrors, SpikeWatch, StopSignal, full_value
+from .optim import ExponentialAverage, make_optimizer, make_scheduler
+from .plan import StepWork, WorkPlan, WorkSource, micro_batch_shape
+from .records import MetricsFile, StepTotals, Stopwatch
+from .samples import SamplePlan
+from .saving import save_model
+from .topology import Topology
+from .validation import Validation, prepare_inputs
+
+# What a random number is drawn for.
+_JITTER, _DROP_PATH = range(2)
+
+
+class TrainingModel(nn.Module):
+    """The model as the loop calls it: losses, the last forecast, and a gradient for every parameter.
+
+    A batch reaches the encoder and decoder of planes or those of volumes. Under data parallelism all ranks must agree
+    which parameters get gradients (FSDP2 even adds those of different encoders up), so the others get zeros.
+    """
+
+    def __init__(self, model: WalrusForPrediction) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss; the mean absolute error of each channel `(C,)` in units of its change; and the forecast after the
+        last frame `(B, C, H, W, D)`. Only the loss has a gradient."""
+        output = self.model(**inputs)
+        ends = [*self.model.model.embeddings.parameters(), *self.model.decoder.parameters()]
+        tie = torch.stack([parameter.sum() for parameter in ends]).sum()
+        with torch.no_grad():
+            states = inputs["field_values"]
+            scales = inputs.get("change_scales")
+            scales = delta_scales(states, self.model.config.scale_eps) if scales is None else scales
+            errors = (output.prediction - inputs["labels"]).abs() / per_channel(scales)
+            # Scored as in the loss: the first frame has no context.
+            channel_losses = errors[:, 1:].mean((0, 1, 3, 4, 5))
+        return output.loss + 0.0 * tie, channel_losses, output.prediction[:, -1].detach()
+
+
+class Run:
+    """Whatever a checkpoint holds: weights, optimiser, schedule, average, costs and guards.
+
+    Args:
+        accelerator: model and optimiser are prepared with it.
+        arguments: of the run.
+        indexes: of the sources.
+    """
+
+    def __init__(self, accelerator: Accelerator, arguments: PretrainingArguments, indexes: list[ScenarioIndex]) -> None:
+        self.accelerator, self.arguments, self.indexes = accelerator, arguments, indexes
+        self.topology = Topology.from_accelerator(accelerator)
+        self.config = arguments.config()
+        set_seed(arguments.seed)
+        model = TrainingModel(WalrusForPrediction(self.config))
+        if arguments.gradient_checkpointing:
+            model.model.gradient_checkpointing_enable()
+        optimizer = make_optimizer(model, arguments.learning_rate, arguments.weight_decay, muon=arguments.muon)
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.scheduler = accelerator.prepare(make_scheduler(self.optimizer.optimizer, arguments.max_steps))
+        self.bare = accelerator.unwrap_model(self.model)
+        self.average = ExponentialAverage(self.bare, arguments.ema_decay) if arguments.ema_decay else None
+        self.sources = [WorkSource(index.name, self.shape_of(index)) for index in indexes]
+        self.table = CostTable(self._predicted())
+        self.gradients, self.spikes = GradientGuard(arguments.seed), SpikeWatch(arguments.seed)
+        self.unread = ReaderErrors(arguments.reader_error_limit, arguments.seed)
+
+    def shape_of(self, index: ScenarioIndex) -> Shape:
+        """Of the micro-batches of a source."""
+        given = self.arguments
+        return micro_batch_shape(given.mode, Geometry.of_index(index).is_volume, given.batch_size, given.frames)
+
+    def _predicted(self) -> dict[Key, float]:
+        members = self.topology.members
+        return {
+            source.key: micro_batch_cost(Geometry.of_index(index), source.shape, self.config, members=members)
+            for source, index in zip(self.sources, self.indexes)
+        }
+
+    def plan(self) -> WorkPlan:
+        """On this run's table, so after `resume`."""
+        given, here = self.arguments, self.topology
+        return WorkPlan(
+            self.sources, here.groups, here.members, self.table, given.mode, given.gradient_accumulation_steps,
+            given.seed,
+        )  # fmt: skip
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for the plan to go on where it stopped."""
+        return {
+            "seed": self.arguments.seed, "mode": self.arguments.mode, "sources": [index.name for index in self.indexes],
+            "slots": self.topology.groups * self.arguments.gradient_accumulation_steps,
+            "members": self.topology.members,
+        }  # fmt: skip
+
+    def resume(self) -> int:
+        """Load the checkpoint that was asked for; the steps done, 0 where there is none yet.
+
+        Raises:
+            ValueError: a checkpoint of a run with another plan.
+        """
+        asked = self.arguments.resume_from_checkpoint
+        path = None if asked is None else resolve(asked, self.arguments.output_dir)
+        if path is None:
+            return 0
+        state = load_checkpoint(self.accelerator, path, self._averages())
+        for name, expected in self._identity().items():
+            if state["plan"][name] != expected:
+                raise ValueError(
+                    f"{path}: expected a run with {name} {expected}, found {state['plan'][name]}; resume with the same "
+                    f"settings (slots are groups times gradient_accumulation_steps), or start anew from its model"
+                )
+        self.table = CostTable.from_dict(state["costs"])
+        for name, guard in self._guards().items():
+            guard.load_state_dict(state[name])
+        return int(state["step"])
+
+    def save(self, step: int) -> Path:
+        """A checkpoint after that many steps."""
+        state = {"plan": self._identity(), "costs": self.table.to_dict()}
+        state |= {name: guard.state_dict() for name, guard in self._guards().items()}
+        folder, keep = self.arguments.output_dir, self.arguments.keep_checkpoints
+        return save_checkpoint(self.accelerator, folder, step, state, keep, self._averages())
+
+    def _guards(self) -> dict[str, Any]:
+        return {"gradients": self.gradients, "spikes": self.spikes, "unread": self.unread}
+
+    def _averages(self) -> dict[str, Tensor] | None:
+        return None if self.average is None else self.average.state_dict()
+
+    def averaged(self) -> contextlib.AbstractContextManager:
+        """The model holds the running average inside the block, where one is kept."""
+        return contextlib.nullcontext() if self.average is None else self.average.swap()
+
+
+def pretrain(arguments: PretrainingArguments) -> Path:
+    """Train, validate and save; all ranks call it.
+
+    Returns:
+        `output_dir/model`, a folder for `WalrusPipeline.from_pretrained`; after SIGTERM or SIGUSR1 the checkpoint.
+
+    Raises:
+        ValueError: settings that contradict each other, the launch or the checkpoint; unusable sources.
+        FileNotFoundError, OSError: sources or checkpoints that cannot be read.
+        TrainingDiverged, TooManyReaderErrors: see guards.py.
+    """
+    accelerator = make_accelerator(arguments)
+    with StopSignal(accelerator) as stop, _from_scratch():
+        with accelerator.local_main_process_first():  # it leaves manifests in the cache for the others
+            indexes = open_indexes(arguments, arguments.config())
+        run = Run(accelerator, arguments, indexes)
+        check_strategy(accelerator, run.topology, arguments.strategy)
+        first = run.resume()
+        plan = run.plan()
+        samples = SamplePlan(plan, run.indexes, arguments.blocks_in_memory)
+        reader = PlannedReader(
+            BatchReader(run.indexes, arguments.cache_bytes, augmented=arguments.augment),
+            [source.shape.batch for source in run.sources],
+        )
+        batches = planned_batches(samples, run.topology, reader, first, arguments.max_steps)
+        validate = _validation(run)
+        metrics = MetricsFile(Path(arguments.output_dir), first, accelerator.is_main_process)
+        row: dict[str, Any] = {}
+        with _bar(run, first) as bar:
+            for step in range(first, arguments.max_steps):
+                row = train_step(run, plan, batches, step)
+                done, stopped = step + 1, stop.agreed()
+                finished = done == arguments.max_steps
+                if validate and (finished or _is_due(done, arguments.validation_steps)) and not stopped:
+                    with run.averaged():
+                        row["validation"] = validate(accelerator, run.model)
+                metrics.write(row)
+                accelerator.log(_flat(row), step=done)
+                _show(bar, row)
+                if finished or stopped or _is_due(done, arguments.save_steps):
+                    checkpoint = run.save(done)
+                if stopped:
+                    return checkpoint
+    with run.averaged():
+        model = save_model(accelerator, run.model, arguments, row.get("validation", {}))
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    return model
+
+
+def make_accelerator(arguments: PretrainingArguments) -> Accelerator:
+    """As the launcher configured it. The schedule counts optimiser steps, whatever the number of processes."""
+    torch.set_float32_matmul_precision("high")  # TF32 where there is such a thing, as in the published run
+    accelerator = Accelerator(
+        step_scheduler_with_optimizer=False,
+        # Nothing is exchanged in forward passes: groups run different numbers of them.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        log_with=arguments.log_with or None,
+        project_dir=arguments.output_dir,
+    )
+    if arguments.log_with:
+        plain = {name: value for name, value in vars(arguments).items() if isinstance(value, int | float | str)}
+        accelerator.init_trackers("walrus_hf", config=plain)
+    return accelerator
+
+
+def check_strategy(accelerator: Accelerator, topology: Topology, asked: str | None) -> None:
+    """Refuse to start under another strategy than the one asked for: Accelerate falls back to DDP in silence.
+
+    Raises:
+        ValueError: another one is in force, or FSDP2 in mixed precision.
+    """
+    if accelerator.is_fsdp2 and accelerator.mixed_precision != "no":
+        raise ValueError(
+            f"mixed_precision: expected 'no' with FSDP2, found {accelerator.mixed_precision!r}; Accelerate would cast "
+            f"the fields themselves, and their scales with them"
+        )
+    found = "hsdp" if topology.groups > 1 else "fsdp2"
+    if not accelerator.is_fsdp2:
+        found = "single" if topology.world_size == 1 else "ddp"
+    if asked is not None and asked != found:
+        raise ValueError(
+            f"strategy: expected {asked}, found {found} with {topology.world_size} processes "
+            f"({accelerator.distributed_type.value}); give the matching --config_file to `accelerate launch`"
+        )
+
+
+def train_step(run: Run, plan: WorkPlan, batches: Iterator[dict[str, Any]], step: int) -> dict[str, Any]:
+    """One optimiser step: this rank's micro-batches, the update, and the row of metrics of all ranks."""
+    began, here, accelerator = time.perf_counter(), run.topology, run.accelerator
+    work, group = plan.step(step), plan.group_of(here.rank)[0]
+    totals = StepTotals(len(run.sources), run.config.vocab_size, plan.groups, accelerator.device)
+    clock, numbers, samples, unread = Stopwatch(accelerator.device), [], [], []
+    run.model.train()
+    for turn, expected in enumerate(work.groups[group]):
+        batch = next(batches)
+        if (batch["step"], batch["number"]) != (step, expected.source):
+            raise RuntimeError(f"step {step}: expected a batch of source {expected.source}, found {batch['samples']}")
+        inputs = prepare_inputs(batch["inputs"], run.bare.model, accelerator.device, _generator(batch, step))
+        clock.mark()
+        with _synchronised(run.model, turn == len(work.groups[group]) - 1):
+            loss, channel_losses, _ = run.model(**inputs)
+            clock.mark()
+            accelerator.backward(loss * (work.loss_scale * batch["weight"]))
+        clock.mark()
+        if batch["weight"]:
+            totals.add(expected.source, loss, channel_losses, inputs)
+            frames = inputs["field_values"].shape[0] * inputs["field_values"].shape[1]
+            totals.parts["work"] += torch.tensor([len(inputs["field_values"]), frames, 0.0]).to(totals.vector)
+        else:
+            totals.parts["work"][2] += 1
+            unread += batch["samples"]
+        numbers.append(expected.source)
+        samples += batch["samples"]
+    norm, rate = _update(run, step, samples)
+    times = clock.micro_batches(last_waits=here.world_size > 1)
+    totals.add_times(numbers, times, group, plan.members)
+    sums = totals.reduce(accelerator)
+    _learn(run, step, sums, samples, unread)
+    return _row(run, work, step, sums, norm, rate, time.perf_counter() - began)
+
+
+def _generator(batch: dict[str, Any], step: int) -> torch.Generator:
+    """Of the jitter; also sets the seed of what the model drops. Both follow from the address of the micro-batch."""
+
+    def seed(purpose: int) -> int:
+        return int(uniform_hash((purpose, *batch["key"]), np.array(step)) * 2**53)
+
+    torch.manual_seed(seed(_DROP_PATH))
+    return torch.Generator().manual_seed(seed(_JITTER))
+
+
+@contextlib.contextmanager
+def _synchronised(model: nn.Module, is_last: bool) -> Iterator[None]:
+    """Gradients meet between groups after the last micro-batch of a step, and only then."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_all_reduce(is_last)
+    with contextlib.ExitStack() as stack:
+        if isinstance(model, DistributedDataParallel) and not is_last:
+            stack.enter_context(model.no_sync())
+        yield
+
+
+def _update(run: Run, step: int, samples: list[str]) -> tuple[float, float]:
+    """Clip, step unless the gradient is not finite; the norm before clipping, and the learning rate."""
+    norm = run.accelerator.clip_grad_norm_(run.model.parameters(), run.arguments.max_grad_norm)
+    rate = run.optimizer.param_groups[0]["lr"]
+    if run.gradients.admits(norm, step, samples):
+        run.optimizer.step()
+        if run.average is not None:
+            run.average.update()
+    run.optimizer.zero_grad()
+    run.scheduler.step()  # the rate is a function of the step, skipped or not
+    return full_value(norm), rate
+
+
+def _learn(run: Run, step: int, sums: dict[str, np.ndarray], samples: list[str], unread: list[str]) -> None:
+    """Give the guards and the table of costs what all ranks have found; raises on all of them at once."""
+    run.unread.add(round(sums["work"][2]), step, unread)
+    seconds = {}
+    for number, source in enumerate(run.sources):
+        if sums["count"][number]:
+            loss = float(sums["loss"][number] / sums["count"][number])
+            report = run.spikes.observe(source.name, loss, step, samples)
+            if report and run.accelerator.is_main_process:
+                tqdm.write(report)
+        if sums["timed"][number]:
+            seconds[source.key] = float(sums["seconds"][number] / sums["timed"][number])
+    run.table.measure(step, seconds)
+
+
+def _row(
+    run: Run, work: StepWork, step: int, sums: dict[str, np.ndarray], norm: float, rate: float, seconds: float
+) -> dict[str, Any]:
+    """The step's object in metrics.jsonl; `step` counts the steps done."""
+    fields = {i: name for name, i in (run.config.field2id or {}).items()}
+    samples, frames, _ = sums["work"].tolist()
+    count, busy = sums["count"].sum(), sums["group_seconds"]
+    return {
+        "step": step + 1,
+        "loss": float(sums["loss"].sum() / count) if count else math.nan,
+        "losses": {
+            source.name: float(loss / n) for source, loss, n in zip(run.sources, sums["loss"], sums["count"]) if n
+        },
+        "field_losses": {
+            fields[i]: float(loss / n) for i, (loss, n) in enumerate(zip(sums["field_loss"], sums["field_count"])) if n
+        },
+        "learning_rate": float(rate),
+        "grad_norm": norm,
+        "seconds": seconds,
+        "samples_per_second": samples / seconds,
+        "frames_per_second": frames / seconds,
+        "predicted_utilisation": work.balance,
+        "measured_utilisation": float(busy.mean() / busy.max()),
+        "skipped": run.gradients.skipped,
+        "reader_errors": run.unread.count,
+    }
+
+
+def _validation(run: Run) -> Validation | None:
+    given = run.arguments
+    indexes = open_validation(given, run.config)
+    if not indexes:
+        return None
+    sizes = [run.shape_of(index).batch for index in indexes]
+    return Validation(indexes, sizes, given.validation_batches, given.cache_bytes)
+
+
+@contextlib.contextmanager
+def _from_scratch() -> Iterator[None]:
+    """Without warnings of grids where the published weights were never measured, and of how Accelerate sets up DDP."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+        warnings.filterwarnings("ignore", message=".* is outside the published stride table")
+        yield
+
+
+def _is_due(done: int, every: int) -> bool:
+    return every > 0 and done % every == 0
+
+
+def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """For trackers: `losses/shear_flow` and so on."""
+    found: dict[str, float] = {}
+    for name, value in row.items():
+        found |= _flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
+
+
+def _bar(run: Run, first: int) -> tqdm:
+    hidden = not run.accelerator.is_main_process
+    return tqdm(total=run.arguments.max_steps, initial=first, desc="pretrain", unit="step", disable=hidden)
+
+
+def _show(bar: tqdm, row: dict[str, Any]) -> None:
+    bar.set_postfix(
+        scenario=",".join(row["losses"]), loss=f"{row['loss']:.3g}", lr=f"{row['learning_rate']:.1e}",
+        samples=f"{row['samples_per_second']:.1f}/s", utilisation=f"{row['measured_utilisation']:.0%}",
+    )  # fmt: skip
+    bar.update()

@@ -1,0 +1,96 @@
+"""The trained model as a folder, with processor and card, and on the Hub if that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from accelerate import Accelerator
+from huggingface_hub import HfApi, ModelCard, ModelCardData
+from torch import nn
+
+from ..modeling_walrus import WalrusForPrediction
+from ..pipeline_walrus import WalrusPipeline, processor_for
+from .arguments import PretrainingArguments
+from .plan import micro_batch_shape
+
+CARD = """---
+{{ card_data }}
+---
+
+# {{ title }}
+
+A Walrus model (arXiv [2511.15684](https://arxiv.org/abs/2511.15684)) that was trained with `walrus_hf`.
+
+```python
+from walrus_hf import WalrusPipeline, load_well
+
+pipe = WalrusPipeline.from_pretrained("path/to/this/folder")
+forecast = pipe.predict(load_well("simulation.hdf5", frames={{ frames }}), prediction_length=50)
+```
+
+## Training
+
+{{ steps }} optimiser steps on {{ sources }}; mode `{{ mode }}`, seed {{ seed }}, learning rate {{ rate }}, batch
+{{ batch }}, {{ frames }} input frames ({{ frames_3d }} of volumes).
+
+## One-step error on held-out windows
+
+{{ table }}
+
+VRMSE of the frame after the last one; 1 is as good as the spatial mean. Nothing is known beyond these sources.
+
+## Citation
+
+McCabe et al., Walrus: A Cross-Domain Foundation Model for Continuum Dynamics, arXiv 2511.15684.
+"""
+
+
+def save_model(
+    accelerator: Accelerator,
+    model: nn.Module,
+    arguments: PretrainingArguments,
+    errors: Mapping[str, Mapping[str, float]],
+) -> Path:
+    """Write `output_dir/model`, and upload it to `push_to_hub`; a collective, the main process writes.
+
+    Args:
+        model: prepared; a module that holds the Walrus model as `model`.
+        errors: of the last validation, for the card.
+    """
+    folder = Path(arguments.output_dir) / "model"
+    weights = accelerator.get_state_dict(model)
+    if accelerator.is_main_process:
+        bare = WalrusForPrediction(arguments.config())
+        bare.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()})
+        processor = processor_for(bare.config)
+        processor.context_frames = arguments.frames
+        processor.context_frames_3d = _context(arguments)
+        WalrusPipeline(bare, processor).save_pretrained(folder)
+        (folder / "README.md").write_text(trained_card(arguments, errors), encoding="utf-8")
+        if arguments.push_to_hub:
+            api = HfApi()
+            repository = api.create_repo(arguments.push_to_hub, exist_ok=True).repo_id
+            api.upload_folder(repo_id=repository, folder_path=folder)
+    accelerator.wait_for_everyone()
+    return folder
+
+
+def trained_card(arguments: PretrainingArguments, errors: Mapping[str, Mapping[str, float]]) -> str:
+    """What was trained on what, and how well it forecasts there."""
+    names = [source.rstrip("/").rsplit("/", 1)[-1] for source in arguments.sources]
+    rows = [f"| {name} | {error['vrmse']:.4f} | {error['persistence']:.4f} |" for name, error in errors.items()]
+    table = "\n".join(["| scenario | model | persistence |", "|---|---|---|", *rows]) if rows else "Not measured."
+    data = ModelCardData(
+        library_name="walrus_hf", tags=["physics", "partial-differential-equations", "surrogate-model", "walrus"]
+    )
+    card = ModelCard.from_template(
+        data, template_str=CARD, title=f"Walrus, trained on {len(names)} scenarios", frames=arguments.frames,
+        frames_3d=_context(arguments), steps=arguments.max_steps, sources=", ".join(f"`{name}`" for name in names),
+        mode=arguments.mode, seed=arguments.seed, rate=arguments.learning_rate, batch=arguments.batch_size, table=table,
+    )  # fmt: skip
+    return str(card)
+
+
+def _context(arguments: PretrainingArguments) -> int:
+    return micro_batch_shape(arguments.mode, True, arguments.batch_size, arguments.frames).frames

@@ -1,0 +1,108 @@
+"""One-step errors on held-out windows: the model's, and those of the forecast that nothing changes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from ..data.collator import collate
+from ..data.index import ScenarioIndex
+from ..data.reader import BatchReader
+from ..metrics import vrmse
+from ..modeling_walrus import WalrusForPrediction
+
+# Of height, width and depth in (B, C, H, W, D).
+SPACE = (2, 3, 4)
+# Of the jitter: the same at every validation, so that two of them differ by the weights alone.
+SEED = 20_000
+
+
+class Validation:
+    """The same windows of each source at every call, spread evenly over its split, at the smallest stride.
+
+    Args:
+        indexes: one for each source, of windows with the context that training gives the source.
+        batch_sizes: windows of a batch of each source.
+        batches: of each source; the ranks share them.
+        cache_bytes: memory for frames.
+    """
+
+    def __init__(
+        self, indexes: Sequence[ScenarioIndex], batch_sizes: Sequence[int], batches: int, cache_bytes: int
+    ) -> None:
+        self.indexes, self.batches = list(indexes), batches
+        self.reader = BatchReader(self.indexes, cache_bytes)
+        self.windows = []
+        for index, size in zip(self.indexes, batch_sizes, strict=True):
+            spread = np.linspace(0, index.num_windows - 1, batches * size).round().astype(np.int64)
+            rows = np.stack([*index.locate(spread), index.strides(spread, np.zeros(len(spread)))], axis=1)
+            self.windows.append(rows.reshape(batches, size, 4).tolist())
+
+    def __call__(self, accelerator: Accelerator, model: nn.Module) -> dict[str, dict[str, float]]:
+        """VRMSE of the frame after the last one, mean over windows and channels that are not padding.
+
+        A collective: all ranks run as many forward passes of each source.
+
+        Args:
+            model: prepared; `model(plan=..., **inputs)` returns the last forecast `(B, C, H, W, D)` as its third value.
+
+        Returns:
+            source -> `{"vrmse": the model's, "persistence": that of the last frame}`.
+        """
+        training = model.training
+        model.eval()
+        try:
+            sums = torch.zeros(len(self.indexes), 3, dtype=torch.float64, device=accelerator.device)
+            for number in range(len(self.indexes)):
+                for turn in range(math.ceil(self.batches / accelerator.num_processes)):
+                    batch = turn * accelerator.num_processes + accelerator.process_index
+                    found = self._errors(accelerator, model, number, batch % self.batches)
+                    if batch < self.batches:  # else a forward pass for company
+                        sums[number] += torch.tensor(found, dtype=torch.float64, device=accelerator.device)
+            sums = accelerator.reduce(sums, "sum")
+        finally:
+            model.train(training)
+            _reshard(model)
+        return {
+            index.name: {"vrmse": error / count, "persistence": still / count}
+            for index, (error, still, count) in zip(self.indexes, sums.tolist())
+        }
+
+    @torch.no_grad()
+    def _errors(self, accelerator: Accelerator, model: nn.Module, number: int, batch: int) -> tuple[float, float, int]:
+        """Sums over windows and channels of the model's error and of persistence's, and how many there are."""
+        inputs = collate(self.reader.read({"source": number, "windows": self.windows[number][batch]}))
+        generator = torch.Generator().manual_seed(SEED + batch)
+        bare: Any = accelerator.unwrap_model(model)
+        _, _, forecast = model(**prepare_inputs(inputs, bare.model, accelerator.device, generator))
+        truth, last = inputs["labels"][:, -1], inputs["field_values"][:, -1]
+        predicted = forecast.float().cpu()
+        if "obstacle_mask" in inputs:
+            inside = inputs["obstacle_mask"][:, None]
+            predicted, last = torch.where(inside, truth, predicted), torch.where(inside, truth, last)
+        kept = ~inputs["padded_channels"].numpy()
+        model_errors, still = (vrmse(x.numpy(), truth.numpy(), SPACE)[kept] for x in (predicted, last))
+        return float(model_errors.sum()), float(still.sum()), int(kept.sum())
+
+
+def prepare_inputs(
+    inputs: dict[str, Tensor], model: WalrusForPrediction, device: torch.device, generator: torch.Generator
+) -> dict[str, Any]:
+    """A batch on the device, with its tokenization planned on the host: boundary conditions need no trip back."""
+    plan = model.model.make_plan(inputs["field_values"], inputs["boundary_conditions"], generator=generator)
+    rest = {name: value for name, value in inputs.items() if name != "boundary_conditions"}
+    return {"plan": plan, **{name: value.to(device, non_blocking=True) for name, value in rest.items()}}
+
+
+def _reshard(model: nn.Module) -> None:
+    """A forward without a backward leaves FSDP2's root unit gathered; checkpoints want the shards."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()

@@ -1,0 +1,248 @@
+"""Pretraining runs: what they write, how they go on after a stop, and that two processes do what one does."""
+
+import dataclasses
+import json
+import math
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+pytest.importorskip("accelerate")
+pytest.importorskip("datasets")
+from accelerate.state import AcceleratorState
+
+from walrus_hf import WalrusPipeline, load_well
+from walrus_hf.data.reader import BatchReader
+from walrus_hf.training import loop
+from walrus_hf.training.batches import open_validation
+from walrus_hf.training.checkpoints import verify_checkpoint
+from walrus_hf.training.guards import TooManyReaderErrors
+from walrus_hf.training.optim import published_schedule
+from walrus_hf.training.records import read_metrics
+from walrus_hf.training.validation import Validation
+
+from . import pretraining_ranks
+from .small_runs import GRIDS, SLOTS, STEPS, settings, without_times, write_sources
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _on_the_cpu():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        AcceleratorState._reset_state(reset_partial_state=True)
+        yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """With the sources under `data`, and an uninterrupted run of one process under `straight`."""
+    folder = tmp_path_factory.mktemp("pretraining")
+    write_sources(folder / "data")
+    assert loop.pretrain(settings(folder / "data", folder / "straight")) == folder / "straight" / "model"
+    return folder
+
+
+def weights(checkpoint):
+    return load_file(checkpoint / "model.safetensors")
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_metrics_hold_one_object_a_step(folder):
+    rows = read_metrics(folder / "straight")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["learning_rate"] for row in rows] == [1e-3 * published_schedule(step, STEPS) for step in range(STEPS)]
+    for row in rows:
+        # Four slots of four equal sources, drawn in strata: one each, so the loss is the mean of theirs.
+        assert set(row["losses"]) == set(GRIDS)
+        assert row["loss"] == pytest.approx(np.mean(list(row["losses"].values())))
+        assert set(row["field_losses"]) == {"pressure", "velocity_x", "velocity_y", "velocity_z"}
+        # Planes 2 windows of 4 frames, volumes 1 of 2.
+        assert row["samples_per_second"] * row["seconds"] == pytest.approx(2 * 2 + 2 * 1)
+        assert row["frames_per_second"] * row["seconds"] == pytest.approx(2 * 8 + 2 * 2)
+        assert row["predicted_utilisation"] == row["measured_utilisation"] == 1.0
+        assert 0 < row["grad_norm"] < math.inf
+        assert row["skipped"] == row["reader_errors"] == 0
+    assert [row["step"] for row in rows if "validation" in row] == [3, 6]
+    assert names(folder / "straight") == ["metrics.jsonl", "model", "step-00000003", "step-00000006"]
+
+
+def test_the_trained_model_is_a_pipeline_with_the_context_it_was_trained_on(folder):
+    pipe = WalrusPipeline.from_pretrained(folder / "straight" / "model", device="cpu")
+    assert (pipe.processor.context_frames, pipe.processor.context_frames_3d) == (4, 2)
+    context = load_well(folder / "data" / "plane" / "data" / "valid" / "0.hdf5", frames=4)
+    assert np.isfinite(pipe.predict(context, 1, seed=0, progress=False).fields["pressure"]).all()
+    averages = loop.Run(loop.make_accelerator(last(folder)), last(folder), indexes(folder))
+    averages.resume()
+    for name, average in averages.average.averages.items():
+        assert torch.equal(pipe.model.get_parameter(name.removeprefix("model.")), average)
+    card = (folder / "straight" / "model" / "README.md").read_text()
+    assert "6 optimiser steps" in card
+    assert "| plane |" in card
+
+
+def last(folder):
+    return settings(folder / "data", folder / "straight", resume_from_checkpoint="latest")
+
+
+def indexes(folder):
+    return loop.open_indexes(last(folder), last(folder).config())
+
+
+def test_the_error_of_persistence_is_that_of_the_last_frame(folder):
+    arguments = settings(folder / "data", folder / "straight")
+    found = open_validation(arguments, arguments.config())
+    assert [index.name for index in found] == ["plane", "wide", "volume"]
+    validation = Validation(found, [2, 2, 1], 3, 2**20)
+    errors = []
+    whole = load_well(folder / "data" / "plane" / "data" / "valid" / "0.hdf5")
+    fields = np.concatenate([whole.fields["pressure"][..., None], whole.fields["velocity"]], axis=-1)
+    for _, _, start, stride in (window for batch in validation.windows[0] for window in batch):
+        assert stride == 1
+        before, after = fields[start + 3].astype(np.float64), fields[start + 4].astype(np.float64)
+        errors.append(np.sqrt(((after - before) ** 2).mean((0, 1)) / (after.var((0, 1), ddof=1) + 1e-7)))
+    for row in read_metrics(folder / "straight"):
+        if "validation" in row:
+            assert row["validation"]["plane"]["persistence"] == pytest.approx(np.mean(errors), rel=1e-6)
+            assert row["validation"]["plane"]["vrmse"] != row["validation"]["plane"]["persistence"]
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(folder, tmp_path, monkeypatch):
+    train_step = loop.train_step
+
+    def signalled(run, plan, batches, step):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return train_step(run, plan, batches, step)
+
+    monkeypatch.setattr(loop, "train_step", signalled)
+    arguments = settings(folder / "data", tmp_path)
+    assert loop.pretrain(arguments) == tmp_path / "step-00000004"
+    monkeypatch.setattr(loop, "train_step", train_step)
+    with (tmp_path / "metrics.jsonl").open("a") as file:  # steps after the checkpoint, the last one cut short
+        file.write('{"step": 5, "loss": 1e9}\n{"step": 6, "lo')
+    resumed = loop.pretrain(dataclasses.replace(arguments, resume_from_checkpoint="latest"))
+    assert resumed == tmp_path / "model"
+    assert without_times(read_metrics(tmp_path)) == without_times(read_metrics(folder / "straight"))
+    assert_same(weights(tmp_path / "step-00000006"), weights(folder / "straight" / "step-00000006"))
+    assert_same(weights(tmp_path / "model"), weights(folder / "straight" / "model"))
+
+
+def test_a_checkpoint_of_another_plan_is_refused(folder, tmp_path):
+    checkpoint = str(folder / "straight" / "step-00000003")
+    for change, message in (
+        ({"seed": 6}, "expected a run with seed 6, found 5"),
+        ({"gradient_accumulation_steps": 3}, "expected a run with slots 3, found 4"),
+    ):
+        arguments = settings(folder / "data", tmp_path, resume_from_checkpoint=checkpoint, **change)
+        with pytest.raises(ValueError, match=message):
+            loop.pretrain(arguments)
+
+
+def test_another_strategy_than_the_one_asked_for_is_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="strategy: expected fsdp2, found single with 1 processes"):
+        loop.pretrain(settings(folder / "data", tmp_path, strategy="fsdp2"))
+
+
+def test_what_cannot_be_read_is_left_out_and_counted(folder, tmp_path, monkeypatch):
+    read = BatchReader.read
+
+    def broken(self, descriptor):
+        if self.augmented and descriptor["source"] == 2:  # in training
+            raise OSError("the disk went away")
+        return read(self, descriptor)
+
+    monkeypatch.setattr(BatchReader, "read", broken)
+    changes = {"max_steps": 2, "save_steps": 2, "validation_steps": 0}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loop.pretrain(settings(folder / "data", tmp_path / "some", **changes))
+    assert sum("a blank batch of weight 0" in str(warning.message) for warning in caught) == 2
+    rows = read_metrics(tmp_path / "some")
+    assert [row["reader_errors"] for row in rows] == [1, 2]
+    whole = read_metrics(folder / "straight")[0]
+    assert rows[0]["losses"] == {name: loss for name, loss in whole["losses"].items() if name != "volume"}
+    assert 0 < rows[0]["grad_norm"] < math.inf
+    with pytest.raises(TooManyReaderErrors, match="2 batches could not be read, at most 1 are allowed: seed 5"):
+        loop.pretrain(settings(folder / "data", tmp_path / "many", reader_error_limit=1, **changes))
+
+
+@pytest.fixture(scope="module")
+def two(folder):
+    """What pretraining_ranks.py saw on two processes."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launch += [pretraining_ranks.__file__, str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(launch, capture_output=True, text=True, env=environment, check=False, timeout=180)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / "report.json").read_text())
+
+
+def test_two_processes_do_what_one_does(folder, two):
+    first, second = two["digests"]
+    assert len(first) == STEPS
+    assert len(set(first)) == STEPS
+    assert first == second
+    rows, expected = read_metrics(folder / "two"), read_metrics(folder / "straight")
+    assert_rows_close(rows, expected)
+    assert all(0 < row["measured_utilisation"] <= 1 for row in rows)
+
+
+def assert_rows_close(rows, expected):
+    """To rounding."""
+    assert len(rows) == len(expected)
+    for row, other in zip(without_times(rows), without_times(expected)):
+        assert row.keys() == other.keys()
+        for name, value in other.items():
+            if name == "validation":
+                for source, errors in value.items():
+                    assert row[name][source] == pytest.approx(errors, rel=1e-4)
+            else:
+                assert row[name] == pytest.approx(value, rel=1e-4), name
+
+
+def test_a_signal_to_one_rank_stops_both_and_one_process_goes_on_from_there(folder, two):
+    assert two["stopped"] == ["step-00000003"] * 2
+    assert verify_checkpoint(folder / "stopped" / "step-00000003")["processes"] == 2
+    loop.pretrain(settings(folder / "data", folder / "stopped", resume_from_checkpoint="latest"))
+    rows, expected = read_metrics(folder / "stopped"), read_metrics(folder / "straight")
+    assert_rows_close(rows[3:], expected[3:])
+
+
+def test_groups_with_different_numbers_of_micro_batches_have_the_gradient_of_one_process(folder, two, tmp_path):
+    assert [sorted(counts) for counts in two["counts"]] == [[1, SLOTS - 1]] * 3
+    changes = {"mode": "variable", "max_steps": 3, "validation_steps": 0}
+    loop.pretrain(settings(folder / "data", tmp_path, **changes))
+    assert_rows_close(read_metrics(folder / "variable"), read_metrics(tmp_path))
+
+
+def test_the_example_runs_what_its_flags_say(folder, tmp_path, monkeypatch):
+    example = Path(__file__).parents[2] / "examples" / "pretrain.py"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({**vars(settings(folder / "data", tmp_path)), "max_steps": 1}))
+    sources = [str(folder / "data" / name) for name in ("plane", "volume")]
+    flags = ["--config", str(recipe), "--output_dir", str(tmp_path / "run"), "--sources", *sources]
+    monkeypatch.setattr(sys, "argv", [str(example), *flags])
+    runpy.run_path(str(example), run_name="__main__")
+    (row,) = read_metrics(tmp_path / "run")
+    assert set(row["losses"]) == {"plane", "volume"}
+    assert WalrusPipeline.from_pretrained(tmp_path / "run" / "model", device="cpu").model.config.hidden_size == 32

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,10 +24,10 @@ from accelerate.state import AcceleratorState
 
 from walrus_hf import WalrusPipeline, load_well
 from walrus_hf.data.reader import BatchReader
-from walrus_hf.training import loop
+from walrus_hf.training import loop, saving
 from walrus_hf.training.batches import open_validation
 from walrus_hf.training.checkpoints import verify_checkpoint
-from walrus_hf.training.guards import TooManyReaderErrors
+from walrus_hf.training.guards import TooManyReaderErrors, TrainingDiverged
 from walrus_hf.training.optim import published_schedule
 from walrus_hf.training.records import read_metrics
 from walrus_hf.training.validation import Validation
@@ -185,6 +186,28 @@ def test_what_cannot_be_read_is_left_out_and_counted(folder, tmp_path, monkeypat
         loop.pretrain(settings(folder / "data", tmp_path / "many", reader_error_limit=1, **changes))
 
 
+def test_gradients_that_are_not_finite_leave_the_weights_alone_and_stop_the_run(folder, tmp_path, monkeypatch):
+    read, train_step, weights = BatchReader.read, loop.train_step, []
+
+    def poisoned(self, descriptor):
+        batch = read(self, descriptor)
+        poison = math.nan if descriptor["source"] == 2 else 1.0
+        return {**batch, "field_values": batch["field_values"] * poison}
+
+    def watched(run, plan, batches, step):
+        weights.append([parameter.detach().clone() for parameter in run.bare.parameters()])
+        return train_step(run, plan, batches, step)
+
+    monkeypatch.setattr(BatchReader, "read", poisoned)
+    monkeypatch.setattr(loop, "train_step", watched)
+    with pytest.raises(TrainingDiverged, match=r"5 steps in a row: seed 5, steps 0, 1, 2, 3, 4, samples .*'file'"):
+        loop.pretrain(settings(folder / "data", tmp_path, validation_steps=0, save_steps=100))
+    rows = read_metrics(tmp_path)
+    assert [(row["skipped"], row["grad_norm"]) for row in rows] == [(n, None) for n in (1, 2, 3, 4)]
+    assert rows[0]["losses"]["plane"] == read_metrics(folder / "straight")[0]["losses"]["plane"]
+    assert all(torch.equal(a, b) for a, b in zip(weights[0], weights[-1], strict=True))
+
+
 @pytest.fixture(scope="module")
 def two(folder):
     """What pretraining_ranks.py saw on two processes."""
@@ -235,14 +258,39 @@ def test_groups_with_different_numbers_of_micro_batches_have_the_gradient_of_one
     assert_rows_close(read_metrics(folder / "variable"), read_metrics(tmp_path))
 
 
+class Hub:
+    """In place of huggingface_hub's client."""
+
+    uploads: list = []  # noqa: RUF012
+
+    def create_repo(self, name, exist_ok):
+        assert exist_ok
+        return SimpleNamespace(repo_id=f"me/{name}")
+
+    def upload_folder(self, repo_id, folder_path):
+        self.uploads.append((repo_id, names(folder_path)))
+
+
 def test_the_example_runs_what_its_flags_say(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(saving, "HfApi", Hub)
     example = Path(__file__).parents[2] / "examples" / "pretrain.py"
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({**vars(settings(folder / "data", tmp_path)), "max_steps": 1}))
     sources = [str(folder / "data" / name) for name in ("plane", "volume")]
-    flags = ["--config", str(recipe), "--output_dir", str(tmp_path / "run"), "--sources", *sources]
+    flags = [
+        "--config",
+        str(recipe),
+        "--output_dir",
+        str(tmp_path / "run"),
+        "--push_to_hub",
+        "tiny",
+        "--sources",
+        *sources,
+    ]
     monkeypatch.setattr(sys, "argv", [str(example), *flags])
     runpy.run_path(str(example), run_name="__main__")
     (row,) = read_metrics(tmp_path / "run")
     assert set(row["losses"]) == {"plane", "volume"}
     assert WalrusPipeline.from_pretrained(tmp_path / "run" / "model", device="cpu").model.config.hidden_size == 32
+    files = ["README.md", "config.json", "model.safetensors", "preprocessor_config.json"]
+    assert Hub.uploads == [("me/tiny", files)]

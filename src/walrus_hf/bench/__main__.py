@@ -106,8 +106,8 @@ def data(
     keep_freed_memory()
     results = measure_data(repeats, small)
     typer.echo(
-        f"{'SMALL FILE, no measure of speed; ' if small else ''}{torch.get_num_threads()} threads for torch on both sides, "
-        f"median of {repeats} (lowest, highest)"
+        f"{'SMALL FILE, no measure of speed; ' if small else ''}{torch.get_num_threads()} threads for torch on both "
+        f"sides, median of {repeats} (lowest, highest)"
     )
     for name, result in results.items():
         span = f"({result['ratio_lowest']:.1f}, {result['ratio_highest']:.1f})"

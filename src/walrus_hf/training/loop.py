@@ -181,42 +181,54 @@ def pretrain(arguments: PretrainingArguments) -> Path:
         TrainingDiverged, TooManyReaderErrors: see guards.py.
     """
     accelerator = make_accelerator(arguments)
+    check_strategy(accelerator, Topology.from_accelerator(accelerator), arguments.strategy)
     with StopSignal(accelerator) as stop, _from_scratch():
         with accelerator.local_main_process_first():  # it leaves manifests in the cache for the others
             indexes = open_indexes(arguments, arguments.config())
         run = Run(accelerator, arguments, indexes)
-        check_strategy(accelerator, run.topology, arguments.strategy)
-        first = run.resume()
-        plan = run.plan()
-        samples = SamplePlan(plan, run.indexes, arguments.blocks_in_memory)
-        reader = PlannedReader(
-            BatchReader(run.indexes, arguments.cache_bytes, augmented=arguments.augment),
-            [source.shape.batch for source in run.sources],
-        )
-        batches = planned_batches(samples, run.topology, reader, first, arguments.max_steps)
-        validate = _validation(run)
-        metrics = MetricsFile(Path(arguments.output_dir), first, accelerator.is_main_process)
-        row: dict[str, Any] = {}
-        with _bar(run, first) as bar:
-            for step in range(first, arguments.max_steps):
-                row = train_step(run, plan, batches, step)
-                done, stopped = step + 1, stop.agreed()
-                finished = done == arguments.max_steps
-                if validate and (finished or _is_due(done, arguments.validation_steps)) and not stopped:
-                    with run.averaged():
-                        row["validation"] = validate(accelerator, run.model)
-                metrics.write(row)
-                accelerator.log(_flat(row), step=done)
-                _show(bar, row)
-                if finished or stopped or _is_due(done, arguments.save_steps):
-                    checkpoint = run.save(done)
-                if stopped:
-                    return checkpoint
-    with run.averaged():
-        model = save_model(accelerator, run.model, arguments, row.get("validation", {}))
+        stopped_at, errors = train(run, stop)
+    if stopped_at is None:
+        with run.averaged():
+            written = save_model(accelerator, run.model, arguments, errors)
     for tracker in accelerator.trackers:
         tracker.finish()
-    return model
+    return stopped_at or written
+
+
+def train(run: Run, stop: StopSignal) -> tuple[Path | None, dict[str, dict[str, float]]]:
+    """All steps from the checkpoint on, if one was asked for.
+
+    Returns:
+        The checkpoint of a run that was told to stop, else None; and the errors of the last step's validation.
+    """
+    given, accelerator = run.arguments, run.accelerator
+    first = run.resume()
+    plan = run.plan()
+    reader = PlannedReader(
+        BatchReader(run.indexes, given.cache_bytes, augmented=given.augment),
+        [source.shape.batch for source in run.sources],
+    )
+    samples = SamplePlan(plan, run.indexes, given.blocks_in_memory)
+    batches = planned_batches(samples, run.topology, reader, first, given.max_steps)
+    validate = _validation(run)
+    metrics = MetricsFile(Path(given.output_dir), first, accelerator.is_main_process)
+    row: dict[str, Any] = {}
+    with _bar(run, first) as bar:
+        for step in range(first, given.max_steps):
+            row = train_step(run, plan, batches, step)
+            done, stopped = step + 1, stop.agreed()
+            finished = done == given.max_steps
+            if validate and (finished or _is_due(done, given.validation_steps)) and not stopped:
+                with run.averaged():
+                    row["validation"] = validate(accelerator, run.model)
+            metrics.write(row)
+            accelerator.log(_flat(row), step=done)
+            _show(bar, row)
+            if finished or stopped or _is_due(done, given.save_steps):
+                checkpoint = run.save(done)
+            if stopped:
+                return checkpoint, {}
+    return None, row.get("validation", {})
 
 
 def make_accelerator(arguments: PretrainingArguments) -> Accelerator:

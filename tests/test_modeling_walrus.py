@@ -172,7 +172,8 @@ def test_gradient_checkpointing_gives_the_same_gradients(use_reentrant, grid):
     assert not torch.equal(dropped_otherwise, plain_loss)  # drop path does act here
     model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
     loss, checkpointed = run()
-    assert torch.equal(loss, plain_loss)
+    # Reentrant checkpointing runs forward without gradients, where torch takes another kernel for time attention.
+    torch.testing.assert_close(loss, plain_loss, rtol=1e-6, atol=0)
     assert plain.keys() == checkpointed.keys()
     for name, gradient in plain.items():
         torch.testing.assert_close(checkpointed[name], gradient, msg=name)

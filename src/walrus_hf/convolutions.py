@@ -83,22 +83,29 @@ class WalrusTransposedConv(nn.Module):
         axes = [i for i in range(3) if grid[i] > 1]
         singles = [2 + i for i in range(3) if grid[i] == 1]
         lengths = [x.shape[2 + i] for i in axes]
-        wraps = [-(-(self.kernel - strides[i]) // strides[i]) if periodic[i] else 0 for i in axes]
-        for i, length, wrap in zip(axes, lengths, wraps):
-            x = take_cyclic(x, i - 3, -wrap, length + 2 * wrap)
+        sizes = [length * strides[i] + self.kernel - strides[i] for i, length in zip(axes, lengths)]
+        for n, i in enumerate(axes):
+            if periodic[i]:
+                wrap = -(-(self.kernel - strides[i]) // strides[i])
+                sizes[n] = lengths[n] * strides[i] if seamless else sizes[n]
+                x = take_cyclic(x, i - 3, -wrap, lengths[n] + (wrap if seamless else 2 * wrap))
         if singles:
             weight, x = weight.mean(singles), x.squeeze(singles)
-        y = transposed_convolution(x, weight, bias, [strides[i] for i in axes])
+        y = transposed_convolution(x, weight, bias, [strides[i] for i in axes], [periodic[i] for i in axes])
         for axis in singles:
             y = y.unsqueeze(axis)
-        for i, length, wrap in zip(axes, lengths, wraps):
-            exact = seamless and periodic[i]
-            size = length * strides[i] + (0 if exact else self.kernel - strides[i])
-            y = y.narrow(i - 3, wrap * strides[i], size)
+        for i, size in zip(axes, sizes):
+            y = y.narrow(i - 3, 0, size)
         return y
 
 
-def transposed_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, strides: Sequence[int]) -> Tensor:
+def transposed_convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    strides: Sequence[int],
+    wrapped: Sequence[bool] = (False, False, False),
+) -> Tensor:
     """Transposed convolution over 1 to 3 axes as a convolution and a pixel shuffle, several times faster on a CPU.
 
     Cell `s * i + p` of the result is the sum over m of `x[i - m] * weight[s * m + p]`: for each phase p an ordinary
@@ -107,9 +114,11 @@ def transposed_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, strid
     Args:
         x: `(n, in, *space)`.
         weight: `(in, out, *kernel)`, all kernel sides equal.
+        wrapped: axes that were padded for their M taps: cells that miss one of them, at both ends, are not computed.
 
     Returns:
-        `(n, out, ...)`, `m * s + M * s - s` cells long for an axis of m cells, where `M = ceil(kernel / s)`.
+        `(n, out, ...)`, `m * s + M * s - s` cells long for an axis of m cells, where `M = ceil(kernel / s)`; on a
+        wrapped axis without the first and the last `M * s - s` of them.
     """
     d = len(strides)
     n, inputs, outputs, kernel = len(x), *weight.shape[:3]
@@ -123,7 +132,8 @@ def transposed_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, strid
     weight = weight.reshape(outputs * math.prod(strides), inputs, *taps)
     if bias is not None:
         bias = bias.repeat_interleave(math.prod(strides))
-    y = CONVOLUTIONS[d - 1](x, weight, bias, padding=[m - 1 for m in taps])
+    padding = [0 if inner else m - 1 for m, inner in zip(taps, wrapped)]
+    y = CONVOLUTIONS[d - 1](x, weight, bias, padding=padding)
     space = y.shape[2:]
     y = y.reshape(n, outputs, *strides, *space)
     # (n, out, s1, s2, ..., i1, i2, ...) -> (n, out, i1, s1, i2, s2, ...)

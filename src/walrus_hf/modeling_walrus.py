@@ -302,6 +302,8 @@ class WalrusModel(WalrusPreTrainedModel):
         """
         _check_keywords(kwargs)
         _check_inputs(field_values, field_ids, constant_values, constant_ids)
+        if frames_to_keep and not 0 < frames_to_keep <= field_values.shape[1]:
+            raise ValueError(f"frames_to_keep: expected 0 to {field_values.shape[1]} frames, found {frames_to_keep}")
         if plan is None:
             plan = self.make_plan(
                 field_values, boundary_conditions, strides, jitter, patch_shifts, layer_shifts, generator
@@ -323,10 +325,14 @@ class WalrusModel(WalrusPreTrainedModel):
         )
         if self.absolute_position is not None:
             hidden_states = self.absolute_position(hidden_states, plan)
-        keep = [0] * (len(self.layers) - 1) + [frames_to_keep]
+        # Only time attention mixes frames, so the last block can do without the frames that nobody reads.
+        recorded = kwargs.get("output_hidden_states", self.config.output_hidden_states) or kwargs.get(
+            "output_attentions", self.config.output_attentions
+        )
+        keep = [0] * (len(self.layers) - 1) + [0 if recorded else frames_to_keep]
         for layer, positions, last_frames in zip(self.layers, self._positions(plan, hidden_states), keep):
             hidden_states = layer(hidden_states, positions, last_frames, **kwargs)
-        return BaseModelOutput(last_hidden_state=hidden_states)
+        return BaseModelOutput(last_hidden_state=hidden_states[:, -frames_to_keep:])
 
     def _network_input(self, x: Tensor, plan: TokenizationPlan) -> Tensor:
         if plan.resampled:
@@ -419,7 +425,7 @@ class WalrusForPrediction(WalrusPreTrainedModel):
                 The same for the root mean square of the change between frames.
             frames_to_keep (`int`, *optional*, defaults to 0):
                 Forecast only after the last `frames_to_keep` frames, and skip the work that only the others need; 0
-                forecasts after every frame.
+                forecasts after every frame. Hidden states and attentions, where asked for, are those of all frames.
         """
         _check_keywords(kwargs)
         # The plan is made here, before anything that is compiled, exported or checkpointed.

@@ -10,7 +10,7 @@ demo: $(VENV)/.demo
 
 # Two processes of one thread each: faster on two cores than one process of two threads.
 test: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 slow: $(VENV)/.test
 	$(VENV)/bin/python -m pytest -m slow

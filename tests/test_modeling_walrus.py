@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from walrus_hf import WalrusConfig, WalrusForPrediction
-from walrus_hf.layers import WalrusDropPath
+from walrus_hf.layers import WalrusDropPath, apply_rotary, rotary_table
 
 from .small_model import ALL_PARTS, PERIODIC, PLANE, VOLUME, WALL_OPEN, small_config, small_inputs, small_model
 
@@ -139,6 +139,99 @@ def test_padded_channels_and_obstacles_are_not_scored():
     assert model(**inputs).loss > before + 1
 
 
+# --- the last frames alone
+
+
+@pytest.mark.parametrize("keep", [1, 2, 4])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("grid", GRIDS, ids=["2D", "3D"])
+def test_the_last_frames_alone_are_forecast_as_among_all_frames(grid, attention, keep):
+    model = small_model(jitter=True).double()
+    model.set_attn_implementation(attention)
+    inputs = {name: x.double() if x.is_floating_point() else x for name, x in small_inputs(grid, frames=4).items()}
+    plan = model.model.make_plan(inputs["field_values"], generator=torch.Generator().manual_seed(0))
+    every, last = model(**inputs, plan=plan), model(**inputs, plan=plan, frames_to_keep=keep)
+    exact = {"rtol": 1e-11, "atol": 1e-12}
+    torch.testing.assert_close(last.delta, every.delta[:, -keep:], **exact)
+    torch.testing.assert_close(last.prediction, every.prediction[:, -keep:], **exact)
+    base = model.model(**inputs, plan=plan, frames_to_keep=keep).last_hidden_state
+    torch.testing.assert_close(base, model.model(**inputs, plan=plan).last_hidden_state[:, -keep:], **exact)
+    parameters = list(model.parameters())
+    expected = torch.autograd.grad(every.delta[:, -keep:].square().sum(), parameters, allow_unused=True)
+    found = torch.autograd.grad(last.delta.square().sum(), parameters, allow_unused=True)
+    for one, other in zip(found, expected):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
+
+
+def test_the_last_block_alone_leaves_out_what_only_other_frames_need():
+    model, inputs = small_model(), small_inputs(batch=2, frames=3)
+    per_frame = 2 * model.model.make_plan(inputs["field_values"]).num_tokens
+    frames = {}
+
+    def count(name: str):
+        return lambda module, args: frames.update({name: args[0].numel() // module.in_features // per_frame})
+
+    for name, module in model.model.layers.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(count(name))
+    model(**inputs, frames_to_keep=1)
+    of_all = {name for name, n in frames.items() if n == 3}
+    first = {name for name in frames if name.startswith("0.")}
+    assert len(first) == len(frames) / 2 == 4 + 7
+    assert of_all == first | {"1.time_attention.k_proj", "1.time_attention.v_proj"}
+    assert all(n == 1 for name, n in frames.items() if name not in of_all)
+
+
+@pytest.mark.parametrize("by", ["argument", "configuration"])
+def test_what_is_recorded_has_all_frames_though_few_are_forecast(by):
+    recorded = {"output_hidden_states": True, "output_attentions": True}
+    model, inputs = small_model(**recorded if by == "configuration" else {}), small_inputs(batch=2, frames=3)
+    model.set_attn_implementation("eager")
+    asked = recorded if by == "argument" else {}
+    every, last = model(**inputs, **asked), model(**inputs, **asked, frames_to_keep=1)
+    assert last.delta.shape[1] == 1
+    for name in ("hidden_states", "attentions"):
+        assert len(last[name]) == len(every[name])
+        assert all(torch.equal(one, other) for one, other in zip(last[name], every[name]))
+    base = model.model(**inputs, **asked, frames_to_keep=1)
+    assert torch.equal(base.last_hidden_state, base.hidden_states[-1][:, -1:])
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpointing_the_last_frames_gives_the_same_gradients(use_reentrant):
+    model, inputs = small_model().train(), small_inputs(labels=True)
+    model(**inputs, frames_to_keep=2).loss.backward()
+    expected = gradients(model)
+    model.zero_grad()
+    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    model(**inputs, frames_to_keep=2).loss.backward()
+    found = gradients(model)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, msg=name)
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=["2D", "3D"])
+def test_the_last_frames_compile_in_one_graph_and_export(grid):
+    model, inputs = small_model(jitter=True), small_inputs(grid)
+    plan = model.model.make_plan(inputs["field_values"], generator=torch.Generator().manual_seed(0))
+    expected = model(**inputs, plan=plan).prediction[:, -1:]
+    torch._dynamo.reset()
+    with torch.no_grad():
+        compiled = torch.compile(model, fullgraph=True, backend="eager")(**inputs, plan=plan, frames_to_keep=1)
+    torch._dynamo.reset()
+    torch.testing.assert_close(compiled.prediction, expected, atol=1e-5, rtol=1e-4)
+    program = torch.export.export(model, (), {**inputs, "plan": plan, "frames_to_keep": 1}, strict=False)
+    exported = program.module()(**inputs, plan=plan, frames_to_keep=1)
+    torch.testing.assert_close(exported.prediction, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("keep", [-1, 4])
+def test_more_frames_than_there_are_cannot_be_kept(keep):
+    with pytest.raises(ValueError, match=f"expected 0 to 3 frames, found {keep}"):
+        small_model()(**small_inputs(frames=3), frames_to_keep=keep)
+
+
 # --- drop path and gradient checkpointing
 
 
@@ -213,6 +306,26 @@ def test_float64_stays_float64():
     model, inputs = small_model().double(), small_inputs()
     inputs["field_values"] = inputs["field_values"].double()
     assert model(**inputs).prediction.dtype == torch.float64
+
+
+# --- memory
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rotary_positions_lay_the_tokens_of_a_head_side_by_side(dtype):
+    positions = [torch.linspace(-1, 1, n) for n in (3, 2, 5)]
+    table = rotary_table([torch.tensor([3.0, 7.0])] * 3, positions, heads=4, head_dim=16)
+    tokens_first = torch.randn(2, 30, 4, 16).to(dtype)
+    turned = apply_rotary(tokens_first.transpose(1, 2), table)
+    assert turned.shape == (2, 4, 30, 16)
+    assert turned.is_contiguous()
+    # Half of the channels of one axis turn by its position times 3, half times 7; the last 4 stay.
+    pairs, found = (x.float().unflatten(-1, (8, 2)) for x in (tokens_first.transpose(1, 2), turned))
+    token, angles = 1 * 10 + 1 * 5 + 3, [f * p for p in (0.0, 1.0, 0.5) for f in (3.0, 7.0)] + [0.0, 0.0]
+    cosine, sine = torch.tensor(angles).cos(), torch.tensor(angles).sin()
+    a, b = pairs[:, :, token].unbind(-1)
+    expected = torch.stack([a * cosine - b * sine, b * cosine + a * sine], -1)
+    torch.testing.assert_close(found[:, :, token], expected.to(dtype).float())
 
 
 # --- parts that only some configurations have

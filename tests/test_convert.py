@@ -132,7 +132,7 @@ def test_learnable_rotary_frequencies_shared_by_the_axes_are_kept(tmp_path):
     assert model.config.rope_learnable == "shared"
     for i, layer in enumerate(model.model.layers):
         expected = torch.tensor(rotary_frequencies(2)) + i + 1
-        torch.testing.assert_close(layer.space_mixing.rotary_frequencies, expected[None].float())
+        torch.testing.assert_close(layer.space_mixing.rotary_frequencies.weight, expected[None].float())
 
 
 def test_learnable_rotary_frequencies_of_each_axis_are_kept(tmp_path):
@@ -145,7 +145,7 @@ def test_learnable_rotary_frequencies_of_each_axis_are_kept(tmp_path):
     constants = torch.tensor(rotary_frequencies(2)).float()
     for i, layer in enumerate(model.model.layers):
         expected = torch.stack([constants + 10 * i + axis for axis in range(3)])
-        torch.testing.assert_close(layer.space_mixing.rotary_frequencies, expected)
+        torch.testing.assert_close(layer.space_mixing.rotary_frequencies.weight, expected)
 
 
 def test_frequencies_of_each_axis_that_are_the_constants_change_nothing(tmp_path):

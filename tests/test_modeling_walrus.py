@@ -345,7 +345,7 @@ def test_learnable_rotary_frequencies_start_at_the_published_constants(kind):
     learnable.load_state_dict(model.state_dict(), strict=False)
     assert torch.equal(learnable(**inputs).delta, model(**inputs).delta)
     with torch.no_grad():
-        learnable.model.layers[0].space_mixing.rotary_frequencies[-1] *= 1.5
+        learnable.model.layers[0].space_mixing.rotary_frequencies.weight[-1] *= 1.5
     assert not torch.allclose(learnable(**inputs).delta, model(**inputs).delta)
 
 

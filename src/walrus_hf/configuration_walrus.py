@@ -36,6 +36,8 @@ class WalrusConfig(PreTrainedConfig):
         relative_attention_max_distance (`int`): distance in frames from which on all share the last bucket.
         scale_eps (`float`): smallest RMS scale of fields and deltas (1e-5 in pretraining, 1e-8 in fine-tuning).
         layer_norm_eps (`float`): of the query and key norms.
+        num_separate_fields (`int`): how many of the last names of the vocabulary have parameters of their own for their
+            columns in encoder and decoder, so that an adapter can train and store them without the others.
         seamless_decoder (`bool`): decode periodic axes without the published rule's seam in the first and last cell.
             Off by default: the published weights were trained with the seam.
         initializer_range (`float`): size of the attention and MLP output projections of a fresh model, relative to
@@ -63,6 +65,7 @@ class WalrusConfig(PreTrainedConfig):
     relative_attention_max_distance: int = 32
     scale_eps: float = 1e-5
     layer_norm_eps: float = 1e-5
+    num_separate_fields: int = 0
     seamless_decoder: bool = False
     initializer_range: float = 1e-6
 
@@ -94,6 +97,12 @@ class WalrusConfig(PreTrainedConfig):
             raise ValueError(
                 f"expected hidden_size to be num_attention_heads times a head size of at least 8, found "
                 f"{self.hidden_size} and {self.num_attention_heads}"
+            )
+        last = [i for i in self.flag_ids if i >= self.vocab_size - self.num_separate_fields]
+        if not 0 <= self.num_separate_fields < self.vocab_size or last:
+            raise ValueError(
+                f"num_separate_fields: expected names behind the flags, the last of {self.vocab_size}, found "
+                f"{self.num_separate_fields}"
             )
         if self.patch_kernel_sizes != [8, 4]:
             raise ValueError(f"patch_kernel_sizes: only (8, 4) is implemented, found {self.patch_kernel_sizes}")

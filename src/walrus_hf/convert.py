@@ -284,9 +284,9 @@ def _space_mixing(source: Mapping[str, Tensor], old: str, new: str, config: Walr
     converted[new + "o_proj.weight"] = source[old + "attn_out.weight"]
     if config.rope_learnable == "per_axis":
         sets = [source[f"{old}rotary_emb.freqs.{axis}"] for axis in range(3)]
-        converted[new + "rotary_frequencies"] = torch.stack(sets)
+        converted[new + "rotary_frequencies.weight"] = torch.stack(sets)
     elif config.rope_learnable == "shared":
-        converted[new + "rotary_frequencies"] = source[old + "rotary_emb.freqs"][None].clone()
+        converted[new + "rotary_frequencies.weight"] = source[old + "rotary_emb.freqs"][None].clone()
     elif not _are_constants(source[old + "rotary_emb.freqs"]):
         raise ValueError(
             f"{old}rotary_emb.freqs: expected the constants pi * linspace(1, 128), found trained values; "

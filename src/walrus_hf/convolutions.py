@@ -15,12 +15,49 @@ from .jitter import take_cyclic
 CONVOLUTIONS: tuple[Callable, ...] = (F.conv1d, F.conv2d, F.conv3d)
 
 
-class WalrusStridedConv(nn.Module):
-    """Convolution whose strides change with the grid; along singleton axes the kernel is summed."""
+class WalrusNewColumns(nn.Module):
+    """Columns of the last names of the vocabulary: a module of its own, so that `modules_to_save` of PEFT can name it.
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int):
+    Args:
+        rows: of the weight, its other axis of channels.
+        columns: how many names.
+    """
+
+    def __init__(self, rows: int, columns: int, kernel: int, bias: bool):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel, kernel, kernel))
+        self.weight = nn.Parameter(torch.empty(rows, columns, kernel, kernel, kernel))
+        self.bias = nn.Parameter(torch.empty(columns)) if bias else None
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`(rows, n, k, k, k)` and `(n,)`, the columns of those numbers, counted from the first of these names."""
+        return self.weight.index_select(1, ids), None if self.bias is None else self.bias.index_select(0, ids)
+
+
+def select_columns(
+    weight: Tensor, bias: Tensor | None, new_columns: nn.Module | None, ids: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Columns of a weight `(rows, names, k, k, k)` and of its bias `(names,)` by vocabulary ids `(n,)`."""
+    if new_columns is None:
+        return weight.index_select(1, ids), None if bias is None else bias.index_select(0, ids)
+    old = weight.shape[1]
+    known, known_bias = select_columns(weight, bias, None, ids.clamp(max=old - 1))
+    new, new_bias = new_columns((ids - old).clamp(min=0))
+    is_new = ids >= old
+    chosen = torch.where(is_new.view(1, -1, 1, 1, 1), new, known)
+    return chosen, None if known_bias is None or new_bias is None else torch.where(is_new, new_bias, known_bias)
+
+
+class WalrusStridedConv(nn.Module):
+    """Convolution whose strides change with the grid; along singleton axes the kernel is summed.
+
+    Args:
+        new_columns: how many of the last input columns are parameters of their own.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, new_columns: int = 0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels - new_columns, kernel, kernel, kernel))
+        self.new_columns = WalrusNewColumns(out_channels, new_columns, kernel, bias=False) if new_columns else None
 
     def forward(
         self,
@@ -37,7 +74,7 @@ class WalrusStridedConv(nn.Module):
             ids: input columns of the weight that belong to the channels of `x`; None takes all.
             gain: factor of the columns, one for each channel or one for all.
         """
-        weight = self.weight if ids is None else self.weight.index_select(1, ids)
+        weight = self.weight if ids is None else select_columns(self.weight, None, self.new_columns, ids)[0]
         if gain is not None:
             weight = weight * (gain.view(1, -1, 1, 1, 1) if isinstance(gain, Tensor) else gain)
         singles = [2 + i for i in range(3) if collapsed[i]]
@@ -52,13 +89,19 @@ class WalrusStridedConv(nn.Module):
 
 
 class WalrusTransposedConv(nn.Module):
-    """Transposed convolution with the strides of the encoder; along singleton axes the kernel is averaged."""
+    """Transposed convolution with the strides of the encoder; along singleton axes the kernel is averaged.
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, bias: bool):
+    Args:
+        new_columns: how many of the last output columns are parameters of their own.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, bias: bool, new_columns: int = 0):
         super().__init__()
         self.kernel = kernel
-        self.weight = nn.Parameter(torch.empty(in_channels, out_channels, kernel, kernel, kernel))
-        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        own = out_channels - new_columns
+        self.weight = nn.Parameter(torch.empty(in_channels, own, kernel, kernel, kernel))
+        self.bias = nn.Parameter(torch.empty(own)) if bias else None
+        self.new_columns = WalrusNewColumns(in_channels, new_columns, kernel, bias) if new_columns else None
 
     def forward(
         self,
@@ -78,8 +121,10 @@ class WalrusTransposedConv(nn.Module):
             periodic: axes that are wrapped around before, so that their ends see each other (architecture, section 6).
             ids: output columns that are wanted; None gives all.
         """
-        weight = self.weight if ids is None else self.weight.index_select(1, ids)
-        bias = self.bias if ids is None or self.bias is None else self.bias.index_select(0, ids)
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
+        if ids is not None:
+            weight, bias = select_columns(weight, bias, self.new_columns, ids)
         axes = [i for i in range(3) if grid[i] > 1]
         singles = [2 + i for i in range(3) if grid[i] == 1]
         lengths = [x.shape[2 + i] for i in axes]

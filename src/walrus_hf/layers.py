@@ -182,6 +182,23 @@ class WalrusTimeAttention(WalrusAttention):
         return self.o_proj(attended.reshape(batch, tokens, frames_to_keep, width)).transpose(1, 2)
 
 
+class WalrusRotaryFrequencies(nn.Module):
+    """Learned rotary frequencies of one layer; a module, so that PEFT can name it.
+
+    Args:
+        sets: 1 for all axes, or 3.
+        count: frequencies of a set.
+    """
+
+    def __init__(self, sets: int, count: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(sets, count))
+
+    def forward(self, like: Tensor) -> list[Tensor]:
+        """The frequencies of H, W and D in the type of `like`."""
+        return list(self.weight.to(like.dtype).expand(3, -1))
+
+
 class WalrusSpaceMixing(WalrusAttention):
     """Full attention over the tokens of a frame, in parallel with a gated MLP (architecture, section 5)."""
 
@@ -193,12 +210,11 @@ class WalrusSpaceMixing(WalrusAttention):
         self.act_fn = ACT2FN[config.hidden_act]
         self.num_frequencies = self.head_dim // 4 // 2
         sets = {None: 0, "shared": 1, "per_axis": 3}[config.rope_learnable]
-        self.rotary_frequencies = nn.Parameter(torch.empty(sets, self.num_frequencies)) if sets else None
+        self.rotary_frequencies = WalrusRotaryFrequencies(sets, self.num_frequencies) if sets else None
 
     def frequencies(self, like: Tensor) -> Sequence[Tensor]:
         if self.rotary_frequencies is not None:
-            learned = self.rotary_frequencies.to(like.dtype)
-            return list(learned.expand(3, -1))
+            return self.rotary_frequencies(like)
         return [like.new_tensor(rotary_frequencies(self.num_frequencies))] * 3
 
     def forward(self, hidden_states: Tensor, positions: Sequence[Tensor], **kwargs) -> tuple[Tensor, Tensor | None]:

@@ -22,7 +22,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_walrus import WalrusConfig
-from .convolutions import WalrusStridedConv, WalrusTransposedConv
+from .convolutions import WalrusNewColumns, WalrusStridedConv, WalrusTransposedConv
 from .fields import FLAG_NAMES, BoundaryCondition
 from .jitter import (
     TokenizationPlan,
@@ -37,7 +37,14 @@ from .jitter import (
     warn_unmeasured,
     with_shifts,
 )
-from .layers import WalrusBlock, WalrusOutputLinear, WalrusRMSNorm, WalrusSpaceMixing, rotary_frequencies
+from .layers import (
+    WalrusBlock,
+    WalrusOutputLinear,
+    WalrusRMSNorm,
+    WalrusRotaryFrequencies,
+    WalrusSpaceMixing,
+    rotary_frequencies,
+)
 from .normalization import accurate, delta_scales, field_scales, per_channel
 
 
@@ -69,7 +76,8 @@ class WalrusEncoder(nn.Module):
     def __init__(self, config: WalrusConfig):
         super().__init__()
         first, second = config.patch_kernel_sizes
-        self.proj1 = WalrusStridedConv(config.vocab_size, config.stem_hidden_size, first)
+        new = config.num_separate_fields
+        self.proj1 = WalrusStridedConv(config.vocab_size, config.stem_hidden_size, first, new)
         self.norm1 = WalrusRMSNorm(config.stem_hidden_size)
         self.proj2 = WalrusStridedConv(config.stem_hidden_size, config.hidden_size, second)
         self.norm2 = WalrusRMSNorm(config.hidden_size)
@@ -145,7 +153,8 @@ class WalrusDecoder(nn.Module):
         first, second = config.patch_kernel_sizes
         self.proj1 = WalrusTransposedConv(config.hidden_size, config.stem_hidden_size, second, bias=False)
         self.norm1 = WalrusRMSNorm(config.stem_hidden_size)
-        self.proj2 = WalrusTransposedConv(config.stem_hidden_size, config.vocab_size, first, bias=True)
+        new = config.num_separate_fields
+        self.proj2 = WalrusTransposedConv(config.stem_hidden_size, config.vocab_size, first, True, new)
         self.act_fn = ACT2FN[config.hidden_act]
         self.config = config
 
@@ -200,7 +209,7 @@ class WalrusPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """PyTorch's defaults, but output projections start at `initializer_range` of their usual size."""
-        if isinstance(module, nn.Linear | WalrusStridedConv | WalrusTransposedConv):
+        if isinstance(module, nn.Linear | WalrusStridedConv | WalrusTransposedConv | WalrusNewColumns):
             # kaiming_uniform(a=sqrt(5)), what nn.Linear and the convolutions draw from
             bound = 1.0 / math.sqrt(module.weight[0].numel())
             if isinstance(module, WalrusOutputLinear):
@@ -217,9 +226,9 @@ class WalrusPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight)
         elif isinstance(module, WalrusAbsolutePosition):
             init.normal_(module.weight, std=5e-3)
-        elif isinstance(module, WalrusSpaceMixing) and module.rotary_frequencies is not None:
-            constants = torch.tensor(rotary_frequencies(module.num_frequencies))
-            init.copy_(module.rotary_frequencies, constants.expand_as(module.rotary_frequencies))
+        elif isinstance(module, WalrusRotaryFrequencies):
+            constants = torch.tensor(rotary_frequencies(module.weight.shape[1]))
+            init.copy_(module.weight, constants.expand_as(module.weight))
 
 
 class WalrusModel(WalrusPreTrainedModel):

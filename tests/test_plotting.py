@@ -11,7 +11,7 @@ pytest.importorskip("matplotlib")
 import imageio.v2 as imageio
 from PIL import Image, ImageSequence
 
-from walrus_hf import plotting
+from walrus_hf import curves, panels, plotting
 from walrus_hf.fields import Trajectory
 
 
@@ -91,23 +91,23 @@ def test_the_first_axis_runs_to_the_right_and_the_second_up(tmp_path):
 
 
 def test_colours_are_those_of_the_truth_and_centred_on_zero_where_signs_matter(pair):
-    _, tracer, pressure = plotting._rows(*pair, None)
+    _, tracer, pressure = panels.rows_of(*pair)
     truth = pair[1].fields
     assert [panel.title for panel in tracer.panels] == ["truth", "forecast", "error"]
     assert tracer.panels[0].limits == tracer.panels[1].limits == (truth["tracer"].min(), truth["tracer"].max())
     assert tracer.panels[1].colours == "viridis"
     bound = np.abs(truth["pressure"]).max()
     assert pressure.panels[0].limits == pressure.panels[1].limits == (-bound, bound)
-    assert pressure.panels[1].colours == "RdBu_r"
+    assert pressure.panels[1].colours == "blue_red"
     worst = np.abs(pair[0].fields["pressure"] - truth["pressure"]).max()
     assert pressure.panels[2].limits == (-worst, worst)
-    assert plotting._limits(np.array([-0.01, 1.0])) == ((-0.01, 1.0), "viridis")
+    assert panels.limits(np.array([-0.01, 1.0])) == ((-0.01, 1.0), "viridis")
 
 
 def test_a_vector_that_points_the_wrong_way_is_an_error_though_its_magnitude_is_right():
     east, north = np.zeros((2, 5, 4, 2)), np.zeros((2, 5, 4, 2))
     east[..., 0], north[..., 1] = 3.0, 3.0
-    (row,) = plotting._rows(box({"velocity": east}), box({"velocity": north}), None)
+    (row,) = panels.rows_of(box({"velocity": east}), box({"velocity": north}))
     assert row.label == "|velocity|"
     for panel, expected in zip(row.panels, (3.0, 3.0, np.sqrt(18))):
         np.testing.assert_allclose(panel.values, np.full((2, 5, 4), expected))
@@ -119,7 +119,7 @@ def test_obstacles_are_grey_and_do_not_set_the_colours(tmp_path):
     values = smooth((12, 8), frames=2)
     values[:, mask] = 1e6
     shown = box({"A": values}, obstacle_mask=mask)
-    (row,) = plotting._rows(shown, None, None)
+    (row,) = panels.rows_of(shown)
     np.testing.assert_array_equal(np.isnan(row.panels[0].values[0]), mask)
     assert row.panels[0].limits[1] < 2
     picture = np.asarray(Image.open(plotting.plot_panels(shown, path=tmp_path / "a.png")).convert("RGB"))
@@ -129,9 +129,9 @@ def test_obstacles_are_grey_and_do_not_set_the_colours(tmp_path):
 def test_of_three_dimensional_data_the_middle_slice_is_shown_and_named(tmp_path):
     values = np.random.default_rng(0).normal(size=(2, 5, 4, 6, 3))
     cube = box({"velocity": values}, axes=("x", "y", "z"), name="cube")
-    (row,) = plotting._rows(cube, None, None)
+    (row,) = panels.rows_of(cube)
     np.testing.assert_allclose(row.panels[0].values, np.linalg.norm(values[:, :, :, 3], axis=-1))
-    assert plotting._heading(cube) == "cube, middle slice of z"
+    assert panels.heading(cube) == "cube, middle slice across z"
     assert len(gif_frames(plotting.animate(cube, cube, tmp_path / "cube.gif"))) == 2
 
 
@@ -141,14 +141,14 @@ def test_one_dimensional_data_are_lines(tmp_path):
     frames = gif_frames(plotting.animate(line, line.frames(0), tmp_path / "line.gif"))
     assert len(frames) == 3
     assert (frames[0] != frames[2]).any()
-    figure = plotting._panels_figure(plotting._rows(line, line, None), line, [1, 3])
+    figure = panels.panels_figure(panels.rows_of(line, line), line, [1, 3])
     assert len(figure.axes) == 2 * 2 * 2  # fields x (truth and forecast, error) x steps
     np.testing.assert_array_equal(figure.axes[1].lines[1].get_ydata(), waves["u"][2])
 
 
 def test_panels_show_the_steps_asked_for(pair, tmp_path):
-    rows = plotting._rows(*pair, "tracer")
-    figure = plotting._panels_figure(rows, pair[0], [2, 5])
+    rows = panels.rows_of(*pair, "tracer")
+    figure = panels.panels_figure(rows, pair[0], [2, 5])
     shown = np.array([axes.images[0].get_array().T for axes in figure.axes[:6]]).reshape(3, 2, 24, 16)
     truth, forecast = pair[1].fields["tracer"][[1, 4]], pair[0].fields["tracer"][[1, 4]]
     np.testing.assert_allclose(shown, [truth, forecast, forecast - truth])
@@ -161,7 +161,7 @@ def test_error_curves_stand_beside_persistence_one_panel_a_field(tmp_path):
         "walrus": {"A": np.array([0.1, 0.2]), "B": np.array([0.2, 0.4])},
         "persistence": {"A": np.array([0.3, 0.9]), "B": np.array([0.5, 50.0])},
     }
-    figure = plotting._error_figure(plotting._curves_by_field(scores), "VRMSE")
+    figure = curves.error_figure(curves.curves_by_field(scores), "VRMSE")
     for axes, field in zip(figure.axes, "AB"):
         assert axes.get_title() == field
         for line, label in zip(axes.lines, scores):
@@ -191,7 +191,7 @@ def test_existing_files_are_replaced_only_on_request(pair, tmp_path):
 def test_a_film_that_fails_half_way_leaves_the_old_file_and_nothing_else(pair, tmp_path, monkeypatch, name):
     path = tmp_path / name
     path.write_bytes(b"precious")
-    film = plotting._film
+    film = plotting.film
 
     def failing(*arguments):
         frames, draw = film(*arguments)
@@ -203,7 +203,7 @@ def test_a_film_that_fails_half_way_leaves_the_old_file_and_nothing_else(pair, t
 
         return frames, draw_some
 
-    monkeypatch.setattr(plotting, "_film", failing)
+    monkeypatch.setattr(plotting, "film", failing)
     with pytest.raises(RuntimeError, match="out of paper"):
         plotting.animate(*pair, path=path, overwrite=True)
     assert [file.name for file in tmp_path.iterdir()] == [name]

@@ -35,7 +35,7 @@ class DamagedFileError(ValueError):
 class Loaded:
     """`frames` (n, C, H, W, D) float32 of the runs in order; `constants` (K, H, W, D); `obstacle` (H, W, D) bool."""
 
-    frames: np.ndarray
+    frames: Tensor
     constants: Tensor | None
     obstacle: Tensor | None
 
@@ -244,7 +244,7 @@ class PartFetch:
             raise DamagedFileError(f"{self._where()}: {one_line(error)}") from error
         if obstacle is not None:  # forecasts are zero there; another value would be a jump that sets the scale
             frames.masked_fill_(obstacle, 0.0)
-        return Loaded(frames.numpy(), constants, obstacle)
+        return Loaded(frames, constants, obstacle)
 
     def _where(self) -> str:
         frames = ", ".join(f"{first} to {stop - 1}" for first, stop in self.runs)

@@ -299,8 +299,8 @@ class StreamPlan:
         rng = np.random.default_rng([_BLOCKS, self.seed, self.epoch, source, number])
         first, count = index.block_windows(rng.permutation(index.num_blocks))
         windows = np.repeat(first - (np.cumsum(count) - count), count) + np.arange(index.num_windows)
-        # Ranks leave out the end of the row: let it be another place in the blocks each time.
-        windows = np.roll(windows, rng.integers(index.num_windows))
+        # Ranks leave out the end of the row: let it be another place of the last block each time.
+        windows[-count[-1] :] = np.roll(windows[-count[-1] :], rng.integers(count[-1]))
         uniform = uniform_hash((_STRIDES, self.seed, self.epoch, source, number), windows)
         return Row(windows, index.strides(windows, uniform), np.full(len(windows), number))
 

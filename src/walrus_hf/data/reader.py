@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import os
 import threading
 import warnings
@@ -27,26 +26,15 @@ import numpy as np
 import torch
 
 from .augment import augment
-from .fetching import DamagedFileError, EvictedError, Loaded, PartFetch, Runs
+from .fetching import DamagedFileError, EvictedError, Loaded, PartFetch
 from .index import ScenarioIndex, runs_of
+from .part_cache import Part, PartCache
 from .remote import ChangedFileError, RangeFile
 from .threads import DaemonPool
 
 THREADS = 8
-# Batches from this size on are copied by several threads.
-WORTH_A_THREAD = 2**21
 # With `skip_damaged` these are counted and replaced; a store that does not answer is an error all the same.
 SKIPPED = (DamagedFileError, ChangedFileError, FileNotFoundError)
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """Frames of a trajectory that are fetched together."""
-
-    source: int
-    file: int
-    trajectory: int
-    runs: Runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +76,7 @@ class BatchReader:
 
     def _start(self) -> None:
         self._process = os.getpid()
-        self._kept: collections.OrderedDict[Part, PartFetch] = collections.OrderedDict()
+        self._kept = PartCache(self.cache_bytes)
         self._files: dict[tuple[int, int], tuple[RangeFile, RangeFile | None]] = {}
         self._pools: dict[bool, DaemonPool] = {}
         self._bad: dict[Part, Exception] = {}
@@ -104,7 +92,7 @@ class BatchReader:
     @property
     def kept_bytes(self) -> int:
         """Memory of all parts that are kept or on their way."""
-        return sum(fetch.nbytes for fetch in self._kept.values())
+        return self._kept.nbytes
 
     def read(self, descriptor: Mapping[str, Any]) -> dict[str, Any]:
         """The batch of a descriptor: model inputs, and `source` and `window`, which the collator takes off.
@@ -127,11 +115,11 @@ class BatchReader:
         planned = descriptor.get("parts")
         parts = [_part(number, p) for p in planned] if planned else [_own_part(index, number, w) for w in windows]
         ahead = [_part(number, part) for part in descriptor.get("ahead") or ()]
-        self._request(parts, ahead)
+        parts = self._request(parts, ahead)
         rows = [self._row(window, part) for window, part in zip(windows, parts)]
         batch = self._assemble(index, rows)
-        done = [_part(number, part) for part in descriptor.get("done") or ()] if planned else parts
-        self._forget([*done, *(row.part for row, part in zip(rows, parts) if row.part != part)])
+        self._release([_part(number, part) for part in descriptor.get("done") or ()])
+        self._forget(row.part for row, part in zip(rows, parts) if not planned or row.part != part)
         if self.augmented:
             key = tuple(int(n) for n in descriptor.get("key") or (number, *windows[0]))
             id2field = {i: name for name, i in index.processor.field2id.items()}
@@ -140,25 +128,32 @@ class BatchReader:
         batch["field_values"], batch["labels"] = frames[:, :-1], frames[:, 1:]
         return {**batch, "source": index.name, "window": [index.address(*row.window) for row in rows]}
 
-    def _request(self, parts: Iterable[Part], ahead: Iterable[Part]) -> None:
-        """Start what is not kept: what is wanted now first, what is wanted later where it fits beside all else."""
+    def _request(self, parts: Iterable[Part], ahead: Iterable[Part]) -> list[Part]:
+        """Start what is not kept: what is wanted now first, what is wanted later where it fits beside all else.
+
+        Returns:
+            For each part itself, or a larger one in memory that has its frames.
+        """
         with self._lock:
-            wanted = dict.fromkeys(parts)
+            found = [self._kept.covering(part) for part in parts]
+            wanted = dict.fromkeys(found)
             for part in wanted:
                 if part not in self._bad:
                     self._fetch(part, urgent=True)
-            self._make_room(wanted)
-            for part in dict.fromkeys(ahead):
+            self._kept.shrink(wanted)
+            for part in dict.fromkeys(self._kept.covering(part) for part in ahead):
                 if part in self._kept:
-                    self._kept.move_to_end(part)
-                elif part not in self._bad and self.kept_bytes + self._new_fetch(part).nbytes <= self.cache_bytes:
+                    self._kept.want(part)
+                elif part not in self._bad and self._kept.make_room(self._new_fetch(part).nbytes):
                     self._fetch(part, urgent=False)
+            return found
 
     def _fetch(self, part: Part, urgent: bool) -> PartFetch:
         fetch = self._kept.get(part)
         if fetch is None or (urgent and fetch.failed):  # what failed when it was fetched ahead is tried once more
-            fetch = self._kept[part] = self._new_fetch(part)
-        self._kept.move_to_end(part)
+            fetch = self._new_fetch(part)
+            self._kept.put(part, fetch)
+        self._kept.want(part)
         place = (part.source, part.file)
         if place not in self._files:
             index = self.indexes[part.source]
@@ -174,19 +169,15 @@ class BatchReader:
     def _new_fetch(self, part: Part) -> PartFetch:
         return PartFetch(self.indexes[part.source], part.file, part.trajectory, part.runs)
 
-    def _make_room(self, wanted: Mapping[Part, None]) -> None:
-        """Drop the parts that were used longest ago until the rest is within the bound."""
-        for part in list(self._kept):
-            if self.kept_bytes <= self.cache_bytes:
-                break
-            if part not in wanted:
-                self._kept.pop(part).cancel()
+    def _release(self, parts: Iterable[Part]) -> None:
+        with self._lock:
+            for part in parts:
+                self._kept.release(self._kept.covering(part))
 
     def _forget(self, parts: Iterable[Part]) -> None:
         with self._lock:
             for part in parts:
-                if part in self._kept:
-                    self._kept.pop(part).cancel()
+                self._kept.drop(part)
 
     def _row(self, window: tuple[int, int, int, int], part: Part) -> _Row:
         """The part's data, or with `skip_damaged` those of a window of another file in its place."""
@@ -221,15 +212,10 @@ class BatchReader:
 
     def _assemble(self, index: ScenarioIndex, rows: Sequence[_Row]) -> dict[str, Any]:
         """Rows stacked: `field_values` (B, T, C, H, W, D) still holds all T frames."""
-        values = np.empty((len(rows), index.frames, *rows[0].loaded.frames.shape[1:]), dtype=np.float32)
-        jobs = [functools.partial(_copy_frames, target, row) for target, row in zip(values, rows)]
-        if values.nbytes < WORTH_A_THREAD:
-            for job in jobs:
-                job()
-        else:
-            for future in [self._pool(True).submit(job) for job in jobs]:
-                future.result()
-        batch: dict[str, Any] = {"field_values": torch.from_numpy(values)}
+        values = torch.empty((len(rows), index.frames, *rows[0].loaded.frames.shape[1:]))
+        for target, row in zip(values, rows):  # (T, C, H, W, D)
+            torch.index_select(row.loaded.frames, 0, _places(row, index.frames), out=target)
+        batch: dict[str, Any] = {"field_values": values}
         for name, tensor in index.static_inputs.items():
             batch[name] = tensor.repeat(len(rows), *[1] * (tensor.ndim - 1))
         constants = [row.loaded.constants for row in rows if row.loaded.constants is not None]
@@ -272,10 +258,8 @@ def _in_next_file(index: ScenarioIndex, window: tuple[int, int, int, int], step:
     return file, window[1] % entry.trajectories, window[2] % (entry.frames - stride * (index.frames - 1)), stride
 
 
-def _copy_frames(target: np.ndarray, row: _Row) -> None:
-    """The frames of a window (T, C, H, W, D) out of its part."""
+def _places(row: _Row, frames: int) -> torch.Tensor:
+    """Where the frames of a window are in its part, (T,)."""
     _, _, start, stride = row.window
     held = np.concatenate([np.arange(first, stop) for first, stop in row.part.runs])
-    position = np.searchsorted(held, start + stride * np.arange(len(target)))
-    for frame, place in zip(target, position.tolist()):
-        np.copyto(frame, row.loaded.frames[place])
+    return torch.from_numpy(np.searchsorted(held, start + stride * np.arange(frames)))

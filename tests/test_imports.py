@@ -14,8 +14,9 @@ GROUND = (
 )  # fmt: skip
 # From the ground up: a module imports those before it, and others of its own folder.
 ORDER = (
-    *GROUND, "metrics", "data", "panels", "films", "curves", "plotting", "pipeline_walrus", "model_card", "convert",
-    "finetuning", "training", "evaluation", "bench", "cli",
+    *GROUND, "metrics", "data", "panels", "films", "curves", "plotting", "adapters", "adapter_files",
+    "pipeline_walrus", "model_card", "convert", "training", "finetuning_data", "finetuning_loop", "finetuning",
+    "finetuning_memory", "evaluation", "bench", "cli",
 )  # fmt: skip
 ALLOWED_ON_THE_GROUND = {"torch", "numpy", "transformers", "huggingface_hub"} | set(sys.stdlib_module_names)
 MODEL = {"layers", "modeling_walrus", "pipeline_walrus"}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,8 @@ from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers.configuration_utils import PreTrainedConfig
 
+from .adapter_files import adapter_config, adapter_folder, attach_adapter, check_base, fingerprint, first_line
+from .adapters import Extension, bare_model, join_columns
 from .configuration_walrus import WalrusConfig
 from .fields import Trajectory
 from .metrics import lead_time_windows, score
@@ -20,6 +25,7 @@ from .modeling_walrus import WalrusForPrediction
 from .normalization import delta_scales
 from .processing_walrus import WalrusProcessor
 
+BASE = "base"  # in `predict(adapter=)`: the model without any adapter
 # Lead times that the published evaluation averages over (arXiv 2511.15684, section 7), first and last step.
 WINDOWS = ((1, 1), (1, 10), (11, 30), (31, 60))
 
@@ -33,8 +39,12 @@ class WalrusPipeline:
     """
 
     def __init__(self, model: WalrusForPrediction, processor: WalrusProcessor | None = None):
-        self.model = model.eval()
+        self.model: Any = model.eval()
         self.processor = processor or processor_for(model.config)
+        # What adapters say of their base, and the processors of those that were loaded by name.
+        self._base: dict[str, Any] | None = None
+        self._extension = Extension()
+        self._processors: dict[str, WalrusProcessor] = {}
         known = model.config.field2id or {}
         for name, i in self.processor.field2id.items():
             if known.get(name) != i:
@@ -64,13 +74,96 @@ class WalrusPipeline:
         """
         device = usable_device(device)
         folder = Path(name_or_path).expanduser()
-        if (folder / "adapter_config.json").is_file():
-            model, processor = _load_adapter(folder, dtype)
+        name = str(folder) if folder.exists() else str(name_or_path)
+        adapter = adapter_folder(name, revision)
+        if adapter is not None:
+            return cls._from_adapter(adapter, dtype, device)
+        model: Any = _load_model(name, revision or "main", dtype)
+        return cls(model.to(device), _load_processor(name, revision or "main"))
+
+    @classmethod
+    def _from_adapter(cls, folder: Path, dtype: str | torch.dtype, device: torch.device) -> WalrusPipeline:
+        adapter = adapter_config(folder)
+        base = cls.from_pretrained(adapter.base_model_name_or_path, adapter.revision, dtype, "cpu")
+        known = fingerprint(base.model)
+        extension = check_base(folder, known, adapter.base_model_name_or_path)
+        if extension is not None:
+            extension.apply(base.model, separate=True)
+        own = (folder / "preprocessor_config.json").is_file()
+        processor = _load_processor(str(folder), "main") if own else base.processor
+        pipe = cls(attach_adapter(base.model, folder, "default").to(device), processor)
+        pipe._base, pipe._extension = known, extension or pipe._extension
+        return pipe
+
+    def load_adapter(self, folder: str | Path, name: str) -> None:
+        """Load one more adapter of the same base; `predict(adapter=name)` takes it.
+
+        Args:
+            folder: of the adapter, local or on the Hub.
+            name: what this pipeline calls it.
+
+        Raises:
+            ValueError: an adapter of another base, one that extends the base otherwise than this pipeline's, or a name
+                that is taken.
+        """
+        found = adapter_folder(str(Path(folder).expanduser()), None) or adapter_folder(str(folder), None)
+        if found is None:
+            raise FileNotFoundError(f"{folder}: expected the folder of an adapter, found no adapter_config.json")
+        adapted = self._adapters()
+        if name == BASE or name in adapted:
+            raise ValueError(f"name: expected one that is not taken, found {name!r} beside {', '.join(adapted)}")
+        if self._base is None:
+            self._base = fingerprint(bare_model(self.model))
+        extension = check_base(found, self._base, "the base of this pipeline")
+        if extension is not None and adapted and extension != self._extension:
+            raise ValueError(
+                f"{folder}: extends its base by other fields or parameters than the adapters that are loaded; give it "
+                "a pipeline of its own with WalrusPipeline.from_pretrained"
+            )
+        if extension is not None and not adapted:
+            extension.apply(self.model, separate=True)
+            self._extension = extension
+        device = next(self.model.parameters()).device
+        self.model = attach_adapter(self.model, found, name).to(device).eval()
+        own = (found / "preprocessor_config.json").is_file()
+        self._processors[name] = _load_processor(str(found), "main") if own else self.processor
+
+    def merge_adapter(self) -> WalrusPipeline:
+        """A pipeline whose model has the active adapter merged into its weights, to rounding; this one is used up.
+
+        Raises:
+            ValueError: no adapter is loaded.
+        """
+        active = self._adapters()
+        if not active:
+            raise ValueError("merge_adapter: expected a pipeline with an adapter, found none")
+        name = self.model.active_adapter
+        merged = self.model.merge_and_unload(safe_merge=True)
+        join_columns(merged)
+        return WalrusPipeline(merged, self._processors.get(name, self.processor))
+
+    def _adapters(self) -> list[str]:
+        return [] if isinstance(self.model, WalrusForPrediction) else list(self.model.peft_config)
+
+    @contextlib.contextmanager
+    def _using(self, adapter: str | None) -> Iterator[WalrusProcessor]:
+        """The processor that goes with an adapter, which is active inside the block."""
+        known = self._adapters()
+        if adapter is None:
+            active = self.model.active_adapter if known else ""
+            yield self._processors.get(active, self.processor)
+        elif adapter == BASE:
+            with self.model.disable_adapter() if known else contextlib.nullcontext():
+                yield self.processor
+        elif adapter not in known:
+            raise ValueError(f"adapter: expected one of {', '.join([BASE, *known])}, found {adapter!r}")
         else:
-            name = str(folder) if folder.exists() else str(name_or_path)
-            model = _load_model(name, revision or "main", dtype)
-            processor = _load_processor(name, revision or "main")
-        return cls(model.to(device), processor)
+            active = self.model.active_adapter
+            self.model.set_adapter(adapter, inference_mode=True)
+            try:
+                yield self._processors.get(adapter, self.processor)
+            finally:
+                self.model.set_adapter(active, inference_mode=True)
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Configuration, weights (safetensors) and processor in one folder."""
@@ -91,19 +184,26 @@ class WalrusPipeline:
         jitter: bool | None = None,
         tokens_per_axis: int | None = None,
         progress: bool = True,
+        frames: int | None = None,
+        frame_stride: int = 1,
+        adapter: str | None = None,
     ) -> Trajectory:
         """Forecast the frames that follow a trajectory.
 
         Args:
-            trajectory: at least two frames; the last `processor.context_frames` (`context_frames_3d` for volumes) are
-                used.
-            prediction_length: frames to forecast; frame k is k times `trajectory.dt` after the last given one.
+            trajectory: at least two frames; the last `frames` are used.
+            prediction_length: frames to forecast; frame k is k times `frame_stride * trajectory.dt` after the last
+                given one.
             ensemble_size: members that differ in their random jitter alone; the result is their mean, and the members
                 stand in its `.ensemble`. They show the effect of jitter, not the uncertainty of the forecast.
             seed: of the jitter; None draws from torch's default generator.
             jitter: None takes the processor's setting.
             tokens_per_axis: the compute dial; None takes the processor's setting.
             progress: show a progress bar.
+            frames: most frames to forecast from, at least 2; None takes the processor's `context_frames`
+                (`context_frames_3d` for volumes).
+            frame_stride: read every so many frames, and forecast frames as far apart.
+            adapter: name of the adapter to use, `"base"` for none; None takes the active one.
 
         Returns:
             The forecast frames only. Frames after a NaN or overflow are NaN, with a warning.
@@ -111,25 +211,35 @@ class WalrusPipeline:
         Raises:
             ValueError: fields, frames or a grid that the model cannot take.
         """
-        jitter = self.processor.jitter if jitter is None else jitter
-        if prediction_length < 1 or ensemble_size < 1:
-            raise ValueError(f"expected at least 1 step and 1 member, found {prediction_length} and {ensemble_size}")
-        if trajectory.num_frames < 2:
-            raise ValueError("expected at least 2 frames to forecast from (their change sets the scale), found 1")
-        if ensemble_size > 1 and not jitter:
-            raise ValueError("ensemble_size: without jitter all members are equal; switch jitter on or ask for one")
-        volume = sum(n > 1 for n in trajectory.grid) == 3
-        context = self.processor.context_frames_3d if volume else self.processor.context_frames
-        recent = trajectory.frames(max(trajectory.num_frames - context, 0))
-        inputs = self.processor(recent)
-        self._warn_of_small_changes(inputs, recent)
+        with self._using(adapter) as processor:
+            jitter = processor.jitter if jitter is None else jitter
+            volume = sum(n > 1 for n in trajectory.grid) == 3
+            context = processor.context_frames_3d if volume else processor.context_frames
+            _check_request(trajectory, prediction_length, ensemble_size, jitter, frames, frame_stride)
+            recent = _last_frames(trajectory, frames or context, frame_stride)
+            return self._forecast(processor, recent, prediction_length, ensemble_size, seed, jitter, tokens_per_axis,
+                                  progress)  # fmt: skip
+
+    def _forecast(
+        self,
+        processor: WalrusProcessor,
+        recent: Trajectory,
+        prediction_length: int,
+        ensemble_size: int,
+        seed: int | None,
+        jitter: bool,
+        tokens_per_axis: int | None,
+        progress: bool,
+    ) -> Trajectory:
+        inputs = processor(recent)
+        self._warn_of_small_changes(processor, inputs, recent)
         # Weights that are offloaded stand on no device.
         devices = [p.device for p in self.model.parameters() if p.device.type != "meta"]
         inputs = inputs.to(devices[0] if devices else "cpu")
         inputs.pop("boundary_conditions")  # the plan holds them
         generators = [None if seed is None else torch.Generator().manual_seed(seed + i) for i in range(ensemble_size)]
         plans = [
-            self.processor.plan(
+            processor.plan(
                 recent.grid, recent.boundary_conditions, tokens_per_axis, jitter,
                 seed=int(torch.randint(2**62, (1,), generator=generator)),
             )
@@ -147,24 +257,24 @@ class WalrusPipeline:
                     if not np.isfinite(values).all():
                         who = f" of member {member + 1}" if ensemble_size > 1 else ""
                         message = f"the forecast{who} is not finite from step {step + 1} on; those frames are NaN"
-                        warnings.warn(message, stacklevel=2)
+                        warnings.warn(message, stacklevel=3)
                         break
                     forecast[member, step] = values
                     bar.update()
-        return self.processor.postprocess(torch.from_numpy(forecast), recent)
+        return processor.postprocess(torch.from_numpy(forecast), recent)
 
-    def _warn_of_small_changes(self, inputs: Any, recent: Trajectory) -> None:
+    def _warn_of_small_changes(self, processor: WalrusProcessor, inputs: Any, recent: Trajectory) -> None:
         """Scales are at least `scale_eps`, so a field in very large units is forecast as noise of that size."""
         eps = self.model.config.scale_eps
         if "change_scales" in inputs:
             return
         changes = delta_scales(inputs["field_values"], 0.0)[0]
-        for channel, change in zip(self.processor.channels(recent), changes.tolist()):
+        for channel, change in zip(processor.channels(recent), changes.tolist()):
             if 0 < change < eps:
                 warnings.warn(
                     f"field {channel.field!r} changes by {change:.1e} a frame, below the model's smallest scale of "
                     f"{eps:g}: its forecast will be noise; give it in smaller units",
-                    stacklevel=3,
+                    stacklevel=4,
                 )
 
     def evaluate(
@@ -188,19 +298,51 @@ class WalrusPipeline:
         return lead_time_windows(scores, windows)
 
 
+def _check_request(
+    trajectory: Trajectory, steps: int, members: int, jitter: bool, frames: int | None, stride: int
+) -> None:
+    if steps < 1 or members < 1:
+        raise ValueError(f"expected at least 1 step and 1 member, found {steps} and {members}")
+    if stride < 1 or (frames is not None and frames < 2):
+        raise ValueError(f"expected at least 2 frames and a frame_stride of at least 1, found {frames} and {stride}")
+    if trajectory.num_frames < 1 + stride:
+        every = f" every {stride}" if stride > 1 else ""
+        raise ValueError(
+            f"expected at least 2 frames{every} to forecast from (their change sets the scale), found "
+            f"{trajectory.num_frames}"
+        )
+    if members > 1 and not jitter:
+        raise ValueError("ensemble_size: without jitter all members are equal; switch jitter on or ask for one")
+
+
+def _last_frames(trajectory: Trajectory, most: int, stride: int) -> Trajectory:
+    """At most so many frames, each `stride` after the one before, the last being the trajectory's last."""
+    count = min(most, (trajectory.num_frames - 1) // stride + 1)
+    return every_frame(trajectory.frames(trajectory.num_frames - 1 - (count - 1) * stride), stride)
+
+
+def every_frame(trajectory: Trajectory, stride: int) -> Trajectory:
+    """The first frame and those that follow it at a distance of `stride`."""
+    if stride == 1:
+        return trajectory
+    fields = {name: values[::stride] for name, values in trajectory.fields.items()}
+    return dataclasses.replace(trajectory, fields=fields, ensemble=None, dt=stride * trajectory.dt)
+
+
 def matching_frames(truth: Trajectory, forecast: Trajectory) -> Trajectory:
-    """The frames of `truth` at the times of `forecast`."""
-    steps = forecast.num_frames
+    """The frames of `truth` at the times of `forecast`, which may be several frames of the truth apart."""
+    steps, stride = forecast.num_frames, max(round(forecast.dt / truth.dt), 1)
     start = round((forecast.time - truth.time) / truth.dt)
-    ends = truth.time + truth.dt * np.array([start, start + steps - 1])
+    end = start + (steps - 1) * stride
+    ends = truth.time + truth.dt * np.array([start, end])
     apart = np.abs(ends - forecast.time - forecast.dt * np.array([0, steps - 1])).max()
-    if apart > 1e-2 * abs(truth.dt) or start < 0 or start + steps > truth.num_frames:
+    if apart > 1e-2 * abs(truth.dt) or start < 0 or end >= truth.num_frames:
         last = truth.time + (truth.num_frames - 1) * truth.dt
         raise ValueError(
             f"expected a truth with the forecast's {steps} frames from time {forecast.time:g} on, every "
             f"{forecast.dt:g}; found frames from {truth.time:g} to {last:g}, every {truth.dt:g}"
         )
-    return truth.frames(start, start + steps)
+    return every_frame(truth.frames(start, end + 1), stride)
 
 
 def processor_for(config: WalrusConfig) -> WalrusProcessor:
@@ -222,7 +364,7 @@ def usable_device(device: str | torch.device | None) -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
-            f"device: expected one that this machine has, such as 'cpu', found {str(device)!r} ({_first_line(error)})"
+            f"device: expected one that this machine has, such as 'cpu', found {str(device)!r} ({first_line(error)})"
         ) from error
 
 
@@ -243,7 +385,7 @@ def check_model_type(name: str, revision: str | None = None) -> None:
             raise ValueError(f"{name}: expected a config.json with settings, found an unreadable one") from error
         raise FileNotFoundError(
             f"{name}: expected a folder or a Hub repository with a Walrus checkpoint, found no such folder and nothing "
-            f"on the Hub ({_first_line(error)}); check the name and the connection"
+            f"on the Hub ({first_line(error)}); check the name and the connection"
         ) from error
     if found != WalrusConfig.model_type:
         raise ValueError(f"{name}: expected a checkpoint of model type 'walrus', found {found!r}")
@@ -258,7 +400,7 @@ def _load_model(name: str, revision: str, dtype: str | torch.dtype) -> WalrusFor
             output_loading_info=True,
         )  # fmt: skip
     except (OSError, SafetensorError, StrictDataclassError) as error:
-        reason = _first_line(error.__cause__ or error)
+        reason = first_line(error.__cause__ or error)
         raise ValueError(
             f"{name}: expected a whole checkpoint of safetensors, found one that cannot be loaded ({reason}); "
             "save or download it again"
@@ -287,32 +429,5 @@ def _load_processor(name: str, revision: str) -> WalrusProcessor:
         ) from error
 
 
-def _load_adapter(folder: Path, dtype: str | torch.dtype) -> tuple[Any, WalrusProcessor]:
-    try:
-        from peft import PeftConfig, PeftModel
-    except ImportError as error:
-        raise ImportError(f"{folder} holds an adapter: pip install 'walrus-hf[finetune]' to load it") from error
-    try:
-        adapter = PeftConfig.from_pretrained(str(folder))
-        base_name = adapter.base_model_name_or_path
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{folder}: expected an adapter_config.json of PEFT, found an unreadable one") from error
-    if not base_name:
-        raise ValueError(f"{folder}: expected the name of the base model in adapter_config.json, found none")
-    base = WalrusPipeline.from_pretrained(base_name, adapter.revision, dtype, "cpu")
-    own = (folder / "preprocessor_config.json").is_file()
-    processor = _load_processor(str(folder), "main") if own else base.processor
-    try:
-        return PeftModel.from_pretrained(base.model, str(folder)), processor
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ValueError(
-            f"{folder}: expected an adapter for {base_name}, found one that cannot be loaded ({_first_line(error)})"
-        ) from error
-
-
 def _weight_name(key: Any) -> str:
     return key if isinstance(key, str) else str(key[0])  # mismatched ones come with their shapes
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -131,7 +131,7 @@ def test_of_three_dimensional_data_the_middle_slice_is_shown_and_named(tmp_path)
     cube = box({"velocity": values}, axes=("x", "y", "z"), name="cube")
     (row,) = panels.rows_of(cube)
     np.testing.assert_allclose(row.panels[0].values, np.linalg.norm(values[:, :, :, 3], axis=-1))
-    assert panels.heading(cube) == "cube, middle slice across z"
+    assert panels.heading(cube, panels.MIDDLE) == "cube, middle slice across z, times in simulation units"
     assert len(gif_frames(plotting.animate(cube, cube, tmp_path / "cube.gif"))) == 2
 
 

@@ -17,7 +17,9 @@ PERSISTENCE_COLOUR = "#888888"
 # Okabe and Ito (2008): told apart with any colour vision; each has a dash of its own for print without colour.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6a4c93", "#222222")
 DASHES = ("-", "-", "-", "-", (0, (6, 2)), (0, (6, 2)), (0, (6, 2)), (0, (2, 2)))
-MAX_POINTS = 400  # of a training curve; more are averaged in bins
+TRAINING_PANELS = ("loss", "loss by field", "validation VRMSE", "learning rate", "gradient norm")
+PERSISTENCE = ", persistence"  # ends the name of a curve of validation that belongs to persistence
+MAX_POINTS = 200  # of a training curve; more are averaged in bins
 
 
 def curves_by_field(curves: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
@@ -49,9 +51,8 @@ def error_figure(
     figure, grid = _grid(len(by_field))
     for axes, (name, curves) in zip(grid.flat, by_field.items()):
         _draw_errors(axes, name, curves, metric)
-        axes.set_xlabel("lead time (steps)" if dt is None else f"lead time (steps of {dt:.4g} {unit})", fontsize=11)
-    for axes in grid[:, 0]:
-        axes.set_ylabel(metric, fontsize=11)
+    figure.supxlabel("lead time (steps)" if dt is None else f"lead time (steps of {dt:.4g} {unit})", fontsize=11)
+    figure.supylabel(metric, fontsize=11)
     _legend(figure, grid[0, 0])
     return figure
 
@@ -75,8 +76,8 @@ def _draw_errors(axes: Any, name: str, curves: dict[str, np.ndarray], metric: st
         axes.set_ylim(0, 1.08 * highest)
     if metric == "VRMSE" and highest > 0.95:  # else the line is not in the picture
         axes.axhline(1, color="#888888", linewidth=1, linestyle=":")
-        axes.annotate("spatial mean", (1, 1), xycoords=("axes fraction", "data"), xytext=(-4, 3), color="#666666",
-                      textcoords="offset points", ha="right", fontsize=9)  # fmt: skip
+        place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        axes.annotate("spatial mean", (0, 1), xytext=(4, 3), color="#666666", fontsize=9, **place)
     _tidy(axes, name)
 
 
@@ -86,23 +87,20 @@ def spectra_figure(
     """One panel a lead time: title -> (wavenumbers, {"truth" and "forecast": power}); whole rings up to `complete`."""
     figure, grid = _grid(len(spectra))
     styles = {"truth": (TRUTH_COLOUR, "-"), "forecast": (FORECAST_COLOUR, (0, (4, 1.5)))}
+    seen = []
     for axes, (title, (wavenumbers, powers)) in zip(grid.flat, spectra.items()):
         shown = (wavenumbers >= 1) & (wavenumbers <= complete)
         for who, power in powers.items():
             colour, dash = styles[who]
             axes.loglog(wavenumbers[shown], power[shown], color=colour, linestyle=dash, linewidth=2, label=who)
-        # Round-off of float32 fields lies far below what matters.
-        highest = max(power[shown].max() for power in powers.values())
-        if 0 < highest < math.inf:
-            lowest = min(power[shown].min() for power in powers.values())
-            axes.set_ylim(max(lowest, 1e-12 * highest) / 2, 3 * highest)
+            seen.append(power[shown])
         _tidy(axes, title)
-        axes.set_xlabel("wavenumber (waves along the longest axis)", fontsize=10)
-    for axes in grid[:, 0]:
-        axes.set_ylabel(label, fontsize=11)
-    if len(spectra) > 1:
-        for axes in grid.flat[: len(spectra)]:
-            axes.sharey(grid[0, 0])
+    low, high = value_range(np.concatenate(seen))
+    for axes in grid.flat[: len(spectra)]:
+        if high > 0:  # what lies far below the highest is the round-off of float32
+            axes.set_ylim(max(low, 1e-12 * high) / 2, 3 * high)
+    figure.supxlabel("wavenumber (waves along the longest axis)", fontsize=11)
+    figure.supylabel(label, fontsize=11)
     _legend(figure, grid[0, 0])
     return figure
 
@@ -121,11 +119,11 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, tu
     for row in rows:
         if not {"step", "loss"} <= set(row):
             raise ValueError(f"training: expected rows with 'step' and 'loss', found the keys {', '.join(row)}")
-    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    panels: dict[str, dict[str, list[tuple[float, float]]]] = {name: {} for name in TRAINING_PANELS}
 
     def add(panel: str, curve: str, step: float, value: Any) -> None:
         if value is not None and math.isfinite(value):
-            panels.setdefault(panel, {}).setdefault(curve, []).append((step, value))
+            panels[panel].setdefault(curve, []).append((step, value))
 
     for row in rows:
         step = row["step"]
@@ -135,10 +133,12 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, tu
                 add(panel, name, step, value)
         for name, scores in (row.get("validation") or {}).items():
             add("validation VRMSE", name, step, scores.get("vrmse"))
-            add("validation VRMSE", f"{name}, persistence", step, scores.get("persistence"))
+            add("validation VRMSE", name + PERSISTENCE, step, scores.get("persistence"))
         add("learning rate", "learning rate", step, row.get("learning_rate"))
         add("gradient norm", "gradient norm", step, row.get("grad_norm"))
-    return {panel: {name: _binned(points) for name, points in curves.items()} for panel, curves in panels.items()}
+    return {
+        panel: {name: _binned(points) for name, points in curves.items()} for panel, curves in panels.items() if curves
+    }
 
 
 def _binned(points: list[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
@@ -150,34 +150,40 @@ def _binned(points: list[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def training_figure(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]) -> Any:
+    """One panel for each that `training_curves` found; a scenario has the same colour in all of them."""
     columns = min(len(panels), 2)
     lines = -(-len(panels) // columns)
     figure = new_figure(0.3 + 3.6 * lines)
     grid = figure.subplots(lines, columns, squeeze=False)
+    numbers: dict[str, int] = {}
     for axes, (title, curves) in zip(grid.flat, panels.items()):
-        colours: dict[str, Any] = {}
-        for name, (steps, values) in curves.items():
-            scenario = name.removesuffix(", persistence")
-            number = colours.setdefault(scenario, len(colours))
-            is_mean = title == "loss" and name == "mean"
-            style: dict[str, Any] = {"color": COLOURS[(number - 1) % len(COLOURS)], "linewidth": 1.3}
-            if is_mean or len(curves) == 1:
-                style = {"color": "#222222", "linewidth": 2.2}
-            if name != scenario:
-                style["linestyle"] = "--"
-            axes.plot(steps, values, label=name, zorder=3 if is_mean else 2, **style)
-            if len(steps) <= 20:
-                axes.lines[-1].set_marker(".")
-        _tidy(axes, title)
-        values = np.concatenate([values for _, values in curves.values()])
-        if values.min() > 0 and values.max() > 20 * values.min() and title != "learning rate":
-            axes.set_yscale("log")
-        axes.set_xlabel("step", fontsize=11)
-        if len(curves) > 1:
-            axes.legend(fontsize=8, frameon=False, ncols=1 + len(curves) // 9)
+        _draw_training(axes, title, curves, numbers if title != "loss by field" else {})
     for axes in grid.flat[len(panels) :]:
         axes.axis("off")
     return figure
+
+
+def _draw_training(
+    axes: Any, title: str, curves: Mapping[str, tuple[np.ndarray, np.ndarray]], numbers: dict[str, int]
+) -> None:
+    """`numbers`: which colour each name has; names that are new get the next one."""
+    for name, (steps, values) in curves.items():
+        style: dict[str, Any] = {"color": "#222222", "linewidth": 2, "zorder": 3}  # the mean, or the only curve
+        if len(curves) > 1 and (title, name) != ("loss", "mean"):
+            number = numbers.setdefault(name.removesuffix(PERSISTENCE), len(numbers))
+            style = {"color": COLOURS[number % len(COLOURS)], "linewidth": 1.3}
+        if name.endswith(PERSISTENCE):
+            style["linestyle"] = "--"
+        axes.plot(steps, values, label=name, marker="." if len(steps) <= 20 else None, **style)
+    seen = np.concatenate([values for _, values in curves.values()])
+    if seen.min() > 0 and seen.max() > 20 * seen.min() and title != "learning rate":
+        axes.set_yscale("log")
+    if title == "learning rate":
+        axes.ticklabel_format(axis="y", scilimits=(-2, 3))
+    _tidy(axes, title)
+    axes.set_xlabel("step", fontsize=11)
+    if len(curves) > 1:
+        axes.legend(fontsize=8, frameon=False, ncols=1 + len(curves) // 9)
 
 
 def _grid(panels: int) -> tuple[Any, np.ndarray]:

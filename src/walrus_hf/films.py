@@ -25,6 +25,7 @@ from .panels import (
     Panel,
     Row,
     View,
+    axis_label,
     colour_map,
     draw_image,
     draw_line,
@@ -34,7 +35,7 @@ from .panels import (
     panel_height,
 )
 
-GREYS, LEVELS = 32, 32  # colours of a GIF, 256 at most: greys from black to white, and those of each colour map
+GREYS = 32  # of the 256 colours of a GIF; the colour maps share the others
 COLOURS = 255  # of a strip: one of the 256 is left for cells without a value
 
 
@@ -44,8 +45,8 @@ def film(
     """Number of frames, and a function that draws one: (height, width, 3) uint8."""
     lines = rows[0].is_lines
     figure, shown = (_line_film if lines else _image_film)(rows, forecast)
-    head = heading(forecast, view)
-    title = figure.suptitle(" \n " if head else " ", fontsize=13)
+    head = heading(forecast, view, units)
+    title = figure.suptitle(" \n ", fontsize=13)
     # All that stays is drawn once, the rest anew for each frame: three times as fast.
     figure.canvas.draw()
     figure.set_layout_engine("none")
@@ -61,7 +62,7 @@ def film(
             values = panel.values[step - 1]
             artist.set_ydata(values) if lines else artist.set_data(values.T)
         when = f"{lead_time(forecast, step, units)}   (step {step} of {forecast.num_frames})"
-        title.set_text(f"{head}\n{when}" if head else when)
+        title.set_text(f"{head}\n{when}".strip())
         figure.canvas.restore_region(background)
         for artist in moving:
             figure.draw_artist(artist)
@@ -113,7 +114,7 @@ def _line_film(rows: list[Row], forecast: Trajectory) -> tuple[Any, list[tuple[A
             axes_of_row[1].set_ylabel(row.error_label, fontsize=11)
     grid[0, 0].legend(loc="upper right", fontsize=10)
     for axes in grid[-1]:
-        axes.set_xlabel(forecast.axes[0], fontsize=11)
+        axes.set_xlabel(axis_label(forecast), fontsize=11)
     return figure, shown
 
 
@@ -147,7 +148,8 @@ def palette_of(rows: list[Row]) -> list[int]:
     else:
         maps = [colour_map(name) for name in sorted({panel.colours for row in rows for panel in row.panels})]
     greys = np.repeat(np.linspace(0, 255, GREYS), 3)
-    ramps = [255 * colours(np.linspace(0, 1, LEVELS))[:, :3].ravel() for colours in maps]
+    levels = (256 - GREYS) // len(maps)
+    ramps = [255 * colours(np.linspace(0, 1, levels))[:, :3].ravel() for colours in maps]
     return [round(float(level)) for level in np.concatenate([greys, *ramps])]
 
 

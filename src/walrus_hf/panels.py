@@ -72,18 +72,17 @@ class View:
 
     def title(self, axes: Sequence[str]) -> str:
         axis = axes[self.position(axes)]
-        return f"middle slice across {axis}" if self.kind == "slice" else f"maximum along {axis}"
+        if self.kind == "slice":
+            return f"middle slice across {axis}"
+        return f"maximum along {axis} (signed: by magnitude)"
 
-    def plane(self, values: np.ndarray, axis: int) -> np.ndarray:
-        """(T, H, W, D) -> (T, n, m)."""
+    def plane(self, values: np.ndarray, axis: int, signed: bool) -> np.ndarray:
+        """(T, H, W, D) -> (T, n, m); NaN where no cell along the axis is finite."""
         if self.kind == "slice":
             return np.take(values, values.shape[axis] // 2, axis=axis)
-        with np.errstate(invalid="ignore"):
-            size = np.where(np.isfinite(values), np.abs(values), -1.0)
-        farthest = np.expand_dims(size.argmax(axis=axis), axis)
-        highest = np.where(np.isfinite(values), values, -np.inf).max(axis=axis)
-        chosen = np.take_along_axis(values, farthest, axis=axis).squeeze(axis)
-        return np.where(np.isfinite(chosen), chosen if is_signed(values) else highest, np.nan)
+        size = np.where(np.isfinite(values), np.abs(values) if signed else values, -np.inf)
+        largest = np.expand_dims(size.argmax(axis=axis), axis)
+        return np.take_along_axis(values, largest, axis=axis).squeeze(axis)
 
 
 MIDDLE = View()
@@ -112,17 +111,25 @@ def rows_of(
     return [row_from(name, planes(name, forecast, truth, view), forecast, units) for name in names]
 
 
-def planes(name: str, forecast: Trajectory, truth: Trajectory | None, view: View) -> list[np.ndarray]:
-    """What is seen of a field: forecast, or truth, forecast and error, each (T, n) or (T, n, m)."""
+def planes(
+    name: str, forecast: Trajectory, truth: Trajectory | None, view: View, signed: bool | None = None
+) -> list[np.ndarray]:
+    """What is seen of a field: forecast, or truth, forecast and error, each (T, n) or (T, n, m).
+
+    `signed` says whether both signs of a scalar matter; `None`: judged by the values, the truth's if it is given.
+    """
     rank = forecast.rank(name)
     mask = forecast.obstacle_mask if truth is None or truth.obstacle_mask is None else truth.obstacle_mask
-    if truth is None:
-        return [_shown(forecast, forecast.fields[name], rank, mask, view)]
-    # Of vectors the magnitude of the difference: a difference of magnitudes would hide errors of direction.
-    with np.errstate(invalid="ignore", over="ignore"):
-        error = np.subtract(forecast.fields[name], truth.fields[name], dtype=np.float64)
-    arrays = (truth.fields[name], forecast.fields[name], error)
-    return [_shown(forecast, values, rank, mask, view) for values in arrays]
+    given = [forecast.fields[name]] if truth is None else [truth.fields[name], forecast.fields[name]]
+    if signed is None:
+        signed = rank == 0 and is_signed(given[0])
+    shown = [_shown(values, rank, mask, forecast, view, signed) for values in given]
+    if truth is not None:
+        # Of vectors the magnitude of the difference: a difference of magnitudes would hide errors of direction.
+        with np.errstate(invalid="ignore", over="ignore"):
+            error = np.subtract(forecast.fields[name], truth.fields[name], dtype=np.float64)
+        shown.append(_shown(error, rank, mask, forecast, view, signed=rank == 0))
+    return shown
 
 
 def row_from(
@@ -144,7 +151,9 @@ def row_from(
     return Row(label, unit, panels, "forecast \u2212 truth" if is_scalar else "|forecast \u2212 truth|")
 
 
-def _shown(trajectory: Trajectory, values: np.ndarray, rank: int, mask: np.ndarray | None, view: View) -> np.ndarray:
+def _shown(
+    values: np.ndarray, rank: int, mask: np.ndarray | None, trajectory: Trajectory, view: View, signed: bool
+) -> np.ndarray:
     """Magnitude, without obstacles, seen through `view`: (T, n) or (T, n, m)."""
     values = np.asarray(values, dtype=np.float64)
     if rank:
@@ -153,7 +162,7 @@ def _shown(trajectory: Trajectory, values: np.ndarray, rank: int, mask: np.ndarr
     if mask is not None:
         values = np.where(mask, np.nan, values)
     # T leads, so axis i of the grid is axis i + 1 of the array.
-    return view.plane(values, 1 + view.position(trajectory.axes)) if values.ndim == 4 else values
+    return view.plane(values, 1 + view.position(trajectory.axes), signed) if values.ndim == 4 else values
 
 
 def limits(values: np.ndarray) -> tuple[tuple[float, float], str]:
@@ -177,10 +186,12 @@ def value_range(values: np.ndarray) -> tuple[float, float]:
     return (low, high) if high - low > room else (low - room, high + room)
 
 
-def heading(forecast: Trajectory, view: View = MIDDLE) -> str:
-    name = textwrap.shorten((forecast.name or "").replace("_", " "), 60, placeholder=" ...")
-    shown = view.title(forecast.axes) if len(forecast.axes) == 3 else ""
-    return ", ".join(part for part in (name, shown) if part)
+def heading(forecast: Trajectory, view: View | None, units: Mapping[str, str] | None = None) -> str:
+    """What is shown, and in which units time is where `lead_time` cannot say it; no view: it is said elsewhere."""
+    name = textwrap.shorten((forecast.name or "").replace("_", " "), 50, placeholder=" ...")
+    shown = view.title(forecast.axes) if view is not None and len(forecast.axes) == 3 else ""
+    times = "" if "time" in (units or {}) else f"times in {OWN_UNITS}"
+    return ", ".join(part for part in (name, shown, times) if part)
 
 
 def lead_time(forecast: Trajectory, step: int, units: Mapping[str, str] | None) -> str:
@@ -212,7 +223,8 @@ def panels_figure(
         axes = grid[n * len(kinds) : (n + 1) * len(kinds)]
         for axes_of_kind, kind in zip(axes, kinds):
             _draw_steps(axes_of_kind, [panel for panel in row.panels if panel.title in kind], forecast, steps)
-            axes_of_kind[0].set_ylabel(f"{row.label}\n{' and '.join(kind)}", fontsize=11)
+            label = f"{row.label} [{row.unit}]" if lines else row.label  # pictures have it at their colour bar
+            axes_of_kind[0].set_ylabel(f"{label}\n{' and '.join(kind)}", fontsize=9 if lines else 11)
         if not lines:
             _colour_bars(figure, row, axes, height)
     for axes, step in zip(grid[0], steps):
@@ -220,9 +232,8 @@ def panels_figure(
     if lines:
         grid[0, 0].legend(fontsize=9)
         for axes in grid[-1]:
-            axes.set_xlabel(forecast.axes[0], fontsize=11)
-    if heading(forecast, view):
-        figure.suptitle(heading(forecast, view), fontsize=13)
+            axes.set_xlabel(axis_label(forecast), fontsize=11)
+    figure.suptitle(heading(forecast, view, units), fontsize=13)
     return figure
 
 
@@ -253,9 +264,9 @@ def volume_figure(
         axes.set_xlabel(f"{across[0]} right, {across[1]} up", fontsize=9)
     _colour_bars(figure, rows[0], grid, height)
     for axes, view in zip(grid[0], views):
-        axes.set_title(view.title(forecast.axes), fontsize=11)
-    called, when = (forecast.name or "").replace("_", " "), f"{lead_time(forecast, step, units)} (step {step})"
-    figure.suptitle(", ".join(part for part in (called, when) if part), fontsize=13)
+        axes.set_title(view.title(forecast.axes).replace(" (", "\n("), fontsize=11)
+    when = f"{lead_time(forecast, step, units)} (step {step})"
+    figure.suptitle(f"{heading(forecast, None, units)}\n{when}".strip(), fontsize=13)
     return figure
 
 
@@ -285,6 +296,12 @@ def draw_image(axes: Any, panel: Panel, step: int) -> Any:
     # The first axis runs to the right, the second one up.
     picture = panel.values[step - 1].T
     return axes.imshow(picture, origin="lower", cmap=colours, vmin=low, vmax=high, interpolation="nearest")
+
+
+def axis_label(forecast: Trajectory) -> str:
+    """Of one-dimensional data."""
+    axis = forecast.axes[0]
+    return axis if axis in forecast.coordinates else f"{axis} (cells)"
 
 
 def draw_line(axes: Any, panel: Panel, forecast: Trajectory, step: int) -> Any:

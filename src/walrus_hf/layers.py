@@ -12,6 +12,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .caching import WalrusLayerCache
 from .configuration_walrus import WalrusConfig
 
 
@@ -164,9 +165,14 @@ class WalrusTimeAttention(WalrusAttention):
         bias = self.relative_attention_bias(bucket).permute(2, 0, 1)  # (N, queries, frames)
         return bias.masked_fill(distance < 0, float("-inf"))[None]
 
-    def forward(self, hidden_states: Tensor, frames_to_keep: int, **kwargs) -> Tensor:
-        """`(B, T, S, hidden)` -> `(B, frames_to_keep, S, hidden)`, the attention of the last frames."""
-        batch, frames, tokens, width = hidden_states.shape
+    def forward(
+        self, hidden_states: Tensor, frames_to_keep: int, cache: WalrusLayerCache | None = None, **kwargs
+    ) -> Tensor:
+        """`(B, T, S, hidden)` -> `(B, frames_to_keep, S, hidden)`, the attention of the last frames.
+
+        With a `cache`, to the frames in it as well, and these frames are appended to it.
+        """
+        batch, _, tokens, width = hidden_states.shape
         x = self.norm(hidden_states)
         last = x[:, -frames_to_keep:]
 
@@ -174,10 +180,12 @@ class WalrusTimeAttention(WalrusAttention):
             return heads.permute(0, 2, 3, 1, 4).flatten(0, 1)
 
         query = per_token(self.q_norm(self.split_heads(self.q_proj(last))))
-        key = per_token(self.k_norm(self.split_heads(self.k_proj(x))))
-        value = per_token(self.split_heads(self.v_proj(x)))
-        mask = self.relative_bias(frames, frames_to_keep).to(query.dtype)
-        attended, _ = self.attend(query, key, value, mask, **kwargs)  # (B * S, frames_to_keep, N, E)
+        key = self.k_norm(self.split_heads(self.k_proj(x)))
+        value = self.split_heads(self.v_proj(x))
+        if cache is not None:
+            key, value = cache.extend(key, value)
+        mask = self.relative_bias(key.shape[1], frames_to_keep).to(query.dtype)
+        attended, _ = self.attend(query, per_token(key), per_token(value), mask, **kwargs)  # (B * S, T kept, N, E)
         # Turned back after the linear map, which wants its rows as they lie in memory.
         return self.o_proj(attended.reshape(batch, tokens, frames_to_keep, width)).transpose(1, 2)
 
@@ -242,13 +250,20 @@ class WalrusBlock(GradientCheckpointingLayer):
         self.space_mixing = WalrusSpaceMixing(config)
         self.drop_path = WalrusDropPath(drop_path)
 
-    def forward(self, hidden_states: Tensor, positions: Sequence[Tensor], frames_to_keep: int = 0, **kwargs) -> Tensor:
+    def forward(
+        self,
+        hidden_states: Tensor,
+        positions: Sequence[Tensor],
+        frames_to_keep: int = 0,
+        cache: WalrusLayerCache | None = None,
+        **kwargs,
+    ) -> Tensor:
         """`(B, T, S, hidden)` -> `(B, T or frames_to_keep, S, hidden)`.
 
         Only time attention mixes frames, so whoever needs the last frames alone skips the work of the others.
         """
         keep = frames_to_keep or hidden_states.shape[1]
-        mixed = self.time_attention(hidden_states, keep, **kwargs)
+        mixed = self.time_attention(hidden_states, keep, cache, **kwargs)
         hidden_states = hidden_states[:, -keep:] + self.drop_path(mixed)
         mixed, _ = self.space_mixing(hidden_states, positions, **kwargs)
         return hidden_states + self.drop_path(mixed)

@@ -21,6 +21,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .caching import WalrusTimeCache
 from .configuration_walrus import WalrusConfig
 from .convolutions import WalrusNewColumns, WalrusStridedConv, WalrusTransposedConv
 from .fields import FLAG_NAMES, BoundaryCondition
@@ -302,6 +303,7 @@ class WalrusModel(WalrusPreTrainedModel):
         generator: torch.Generator | None = None,
         value_scales: Tensor | None = None,
         frames_to_keep: int = 0,
+        past_key_values: WalrusTimeCache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         r"""Encode fields and mix the tokens; arguments as in [`WalrusForPrediction`].
@@ -313,6 +315,7 @@ class WalrusModel(WalrusPreTrainedModel):
         _check_inputs(field_values, field_ids, constant_values, constant_ids)
         if frames_to_keep and not 0 < frames_to_keep <= field_values.shape[1]:
             raise ValueError(f"frames_to_keep: expected 0 to {field_values.shape[1]} frames, found {frames_to_keep}")
+        _check_past(past_key_values, plan, value_scales)
         if plan is None:
             plan = self.make_plan(
                 field_values, boundary_conditions, strides, jitter, patch_shifts, layer_shifts, generator
@@ -339,8 +342,9 @@ class WalrusModel(WalrusPreTrainedModel):
             "output_attentions", self.config.output_attentions
         )
         keep = [0] * (len(self.layers) - 1) + [0 if recorded else frames_to_keep]
-        for layer, positions, last_frames in zip(self.layers, self._positions(plan, hidden_states), keep):
-            hidden_states = layer(hidden_states, positions, last_frames, **kwargs)
+        caches = [None] * len(keep) if past_key_values is None else past_key_values.layers
+        for layer, positions, last, cache in zip(self.layers, self._positions(plan, hidden_states), keep, caches):
+            hidden_states = layer(hidden_states, positions, last, cache, **kwargs)
         return BaseModelOutput(last_hidden_state=hidden_states[:, -frames_to_keep:])
 
     def _network_input(self, x: Tensor, plan: TokenizationPlan) -> Tensor:
@@ -391,6 +395,7 @@ class WalrusForPrediction(WalrusPreTrainedModel):
         value_scales: Tensor | None = None,
         change_scales: Tensor | None = None,
         frames_to_keep: int = 0,
+        past_key_values: WalrusTimeCache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> WalrusPredictionOutput:
         r"""Forecast the frame after each input frame.
@@ -435,8 +440,12 @@ class WalrusForPrediction(WalrusPreTrainedModel):
             frames_to_keep (`int`, *optional*, defaults to 0):
                 Forecast only after the last `frames_to_keep` frames, and skip the work that only the others need; 0
                 forecasts after every frame. Hidden states and attentions, where asked for, are those of all frames.
+            past_key_values (`WalrusTimeCache`, *optional*):
+                Frames read before these, which are appended to them; `plan`, `value_scales` and `change_scales` must be
+                those of the earlier frames.
         """
         _check_keywords(kwargs)
+        _check_past(past_key_values, plan, value_scales, change_scales)
         # The plan is made here, before anything that is compiled, exported or checkpointed.
         if plan is None:
             plan = self.model.make_plan(
@@ -444,7 +453,7 @@ class WalrusForPrediction(WalrusPreTrainedModel):
             )
         outputs = self.model(
             field_values, field_ids, constant_values=constant_values, constant_ids=constant_ids, plan=plan,
-            value_scales=value_scales, frames_to_keep=frames_to_keep, **kwargs,
+            value_scales=value_scales, frames_to_keep=frames_to_keep, past_key_values=past_key_values, **kwargs,
         )  # fmt: skip
         plan = traceable(plan)
         if change_scales is None:
@@ -482,6 +491,8 @@ class WalrusForPrediction(WalrusPreTrainedModel):
         obstacle_mask: Tensor | None = None,
         plan: TokenizationPlan | None = None,
         generator: torch.Generator | None = None,
+        use_cache: bool = False,
+        cache_steps: int = 1,
         **kwargs,
     ) -> Iterator[Tensor]:
         """Forecast step by step: yields the next state `(batch, channels, H, W, D)`, `num_steps` times.
@@ -490,24 +501,38 @@ class WalrusForPrediction(WalrusPreTrainedModel):
         renewed at every step (architecture, section 8). A given `plan` serves the first step and lends its geometry to
         the others. Other arguments as in `forward`; padded components and obstacle cells are reset to zero.
         No gradients are kept, drop path is off, and memory does not grow with `num_steps`.
+
+        With `use_cache`, scales and shifts are held for `cache_steps` steps, of which all but the first compute their
+        newest frame alone. They forecast from a window that grows by their frames: dropping the oldest one would change
+        what the others attended to. Then all is renewed from the last frames.
         """
+        _check_cache(use_cache, cache_steps)
         state = _masked(accurate(field_values), None, obstacle_mask)
         geometry = {
             name: kwargs.pop(name) for name in ("strides", "jitter", "patch_shifts", "layer_shifts") if name in kwargs
         }
+        held: dict = {}
         for step in range(num_steps):
+            renewed = step % cache_steps == 0
             with torch.no_grad():
                 if plan is None:
                     plan = self.model.make_plan(state, boundary_conditions, generator=generator, **geometry)
-                elif step:
+                elif step and renewed:
                     fixed = {name: geometry.get(name) for name in ("patch_shifts", "layer_shifts")}
                     plan = with_shifts(plan, generator, **fixed)
+                if renewed and cache_steps > 1:
+                    most = state.shape[1] + min(cache_steps, num_steps - step) - 1
+                    held = {
+                        "value_scales": field_scales(state, self.config.scale_eps),
+                        "change_scales": delta_scales(state, self.config.scale_eps),
+                        "past_key_values": WalrusTimeCache(len(self.model.layers), most),
+                    }
                 training = self.training
                 self.eval()
                 try:
                     output = self(
-                        state, field_ids, constant_values=constant_values, constant_ids=constant_ids, plan=plan,
-                        frames_to_keep=1, return_dict=True, **kwargs,
+                        state if renewed else state[:, -1:], field_ids, constant_values=constant_values,
+                        constant_ids=constant_ids, plan=plan, frames_to_keep=1, return_dict=True, **{**held, **kwargs},
                     )  # fmt: skip
                 finally:
                     self.train(training)
@@ -555,6 +580,20 @@ def _check_keywords(given: Iterable[str]) -> None:
     unknown = set(given) - set(TransformersKwargs.__annotations__) - {"return_dict", "use_cache"}
     if unknown:
         raise TypeError(f"unexpected arguments: {', '.join(sorted(unknown))}")
+
+
+def _check_cache(use_cache: bool, cache_steps: int) -> None:
+    if not isinstance(cache_steps, int) or cache_steps < 1:
+        raise ValueError(f"cache_steps: expected a whole number of at least 1, found {cache_steps}")
+    if cache_steps > 1 and not use_cache:
+        raise ValueError(f"cache_steps={cache_steps} holds scales and jitter: expected use_cache=True beside it")
+
+
+def _check_past(past: WalrusTimeCache | None, *held: object) -> None:
+    if past is not None and past.frames and any(value is None for value in held):
+        raise ValueError(
+            "past_key_values: frames that follow others need the plan, value_scales and change_scales of those"
+        )
 
 
 def _check_plan(plan: TokenizationPlan, field_values: Tensor, layers: int) -> None:

@@ -35,7 +35,7 @@ from .panels import (
     panel_height,
 )
 
-GREYS = 32  # of the 256 colours of a GIF; the colour maps share the others
+GREYS, LEVELS = 32, 36  # colours of a GIF, 256 at most: greys from black to white, and those of each colour map
 COLOURS = 255  # of a strip: one of the 256 is left for cells without a value
 
 
@@ -148,8 +148,7 @@ def palette_of(rows: list[Row]) -> list[int]:
     else:
         maps = [colour_map(name) for name in sorted({panel.colours for row in rows for panel in row.panels})]
     greys = np.repeat(np.linspace(0, 255, GREYS), 3)
-    levels = (256 - GREYS) // len(maps)
-    ramps = [255 * colours(np.linspace(0, 1, levels))[:, :3].ravel() for colours in maps]
+    ramps = [255 * colours(np.linspace(0, 1, LEVELS))[:, :3].ravel() for colours in maps]
     return [round(float(level)) for level in np.concatenate([greys, *ramps])]
 
 

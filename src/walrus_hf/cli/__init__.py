@@ -1,6 +1,6 @@
-"""The command line: `walrus-hf forecast | evaluate | convert | info | demo | data | plan`, one module a command.
+"""The command line: `walrus-hf forecast | evaluate | compare | convert | info | demo | data | plan`.
 
-Exit codes: 0 done, 1 the machine failed (disk, memory, network), 2 the input cannot be used.
+One module a command. Exit codes: 0 done, 1 the machine failed (disk, memory, network), 2 the input cannot be used.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import typer
 from huggingface_hub.errors import StrictDataclassError
 
 from ..bench.allocator import keep_freed_memory
-from . import convert, data, demo, evaluate, forecast, info, plan
+from . import compare, convert, data, demo, evaluate, forecast, info, plan
 
 app = typer.Typer(
     name="walrus-hf",
@@ -22,7 +22,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo.demo, forecast.forecast, evaluate.evaluate, info.info, convert.convert, plan.plan):
+COMMANDS = (
+    demo.demo, forecast.forecast, evaluate.evaluate, compare.compare, info.info, convert.convert, plan.plan,
+)  # fmt: skip
+for command in COMMANDS:
     app.command()(command)
 app.add_typer(data.app)
 

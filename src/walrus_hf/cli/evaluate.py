@@ -1,15 +1,13 @@
-"""`walrus-hf evaluate`: VRMSE over lead time of a model on a simulation file, beside persistence."""
+"""`walrus-hf evaluate`: VRMSE over lead time of a model by the published protocol, beside baselines and the paper."""
 
 from __future__ import annotations
 
-import json
-import math
-import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from ..evaluation.results import write_json as write_json  # for the other commands
 from .options import (
     Device,
     FieldNames,
@@ -19,24 +17,48 @@ from .options import (
     Revision,
     Seed,
     Tokens,
-    check_output,
     load_pipeline,
-    print_scores,
+    print_table,
     writing,
 )
 
 
 def evaluate(
     model: Model,
-    data: Annotated[str, typer.Option("--data", "-d", help="Simulations in The Well's HDF5 format: a path or URL.")],
+    data: Annotated[
+        list[str],
+        typer.Option(
+            "--data", "-d", help="File, folder or URL of The Well's format, manifest, or scenario. Several may follow."
+        ),
+    ],
+    more_data: Annotated[list[str] | None, typer.Argument(metavar="[DATA]...", help="More of --data.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for results. Without it only the table is printed.")
+    ] = None,
+    protocol: Annotated[str, typer.Option(help="How to measure; walrus is the paper's.")] = "walrus",
+    baseline: Annotated[
+        list[str] | None, typer.Option(help="Name or folder of a baseline to measure beside. Repeatable.")
+    ] = None,
     first: Annotated[
-        int, typer.Option("--from", help="First frame to forecast, counted from 0 (published protocol: 17).")
+        int, typer.Option("--from", min=2, help="First frame to forecast, from 0; earlier where frames run out.")
     ] = 17,
     steps: Annotated[
-        int | None, typer.Option("--steps", "-n", min=1, help="Frames to forecast; default: to the end, at most 60.")
+        int | None,
+        typer.Option("--steps", "-n", min=1, help="Frames to forecast; default: to the end of the last window."),
     ] = None,
-    trajectories: Annotated[int | None, typer.Option(min=1, help="How many of the file's; default: all.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="File for every value, with the settings.")] = None,
+    window: Annotated[
+        list[str] | None,
+        typer.Option(help="Lead times to average over, such as 1 or 11:30. Repeatable. Default: the paper's."),
+    ] = None,
+    trajectories: Annotated[int | None, typer.Option(min=1, help="How many of each source; default: all.")] = None,
+    split: Annotated[str, typer.Option(help="train, valid or test, of sources that have splits.")] = "test",
+    base_path: Annotated[
+        str | None, typer.Option(help="Folder or URL that holds scenarios as NAME/data/SPLIT, instead of the Hub.")
+    ] = None,
+    ensemble: Annotated[int, typer.Option(min=1, help="Members, which differ in their jitter.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, max=8, help="Trajectories that are forecast together.")] = 1,
+    workers: Annotated[int, typer.Option(min=0, help="Threads that read ahead.")] = 0,
+    keep: Annotated[int, typer.Option(min=0, help="Forecasts of each source to write for pictures.")] = 2,
     seed: Seed = 0,
     jitter: Jitter = None,
     tokens_per_axis: Tokens = None,
@@ -45,69 +67,36 @@ def evaluate(
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Forecast every trajectory of a file and print the median VRMSE by field and lead time."""
-    import numpy as np
+    """Forecast trajectories of known simulations and print the median VRMSE by field and lead time.
 
-    from ..data.well import load_well, well_info
-    from ..metrics import persistence
+    Run again, it goes on where it was killed.
+    """
+    from ..evaluation import WINDOWS, Protocol
+    from ..evaluation import evaluate as run
+    from ..evaluation.baselines import load_baseline
+    from ..evaluation.protocol import parse_windows
+    from ..evaluation.results import note_lines, table_lines, title
 
-    check_output(json_file, overwrite, (".json",))
-    found = well_info(data)
-    if found.frames < 3 or not 2 <= first < found.frames:
-        raise ValueError(
-            f"--from {first}: expected a frame from 2 to {found.frames - 1}, with 2 frames before it to forecast from, "
-            f"found a file of {found.frames} frames; choose another --from or a longer simulation"
-        )
-    length = min(steps or 60, found.frames - first)
-    if steps and length < steps:
-        raise ValueError(f"--steps {steps}: expected at most {length}, the frames of the file from frame {first} on")
+    if protocol != "walrus":
+        raise ValueError(f"--protocol: expected 'walrus', the one there is, found {protocol!r}")
+    settings = Protocol(
+        start=first, steps=steps, windows=parse_windows(window) if window else WINDOWS, split=split,
+        max_trajectories=trajectories, seed=seed, ensemble_size=ensemble, jitter=jitter,
+        tokens_per_axis=tokens_per_axis,
+    )  # fmt: skip
+    baselines = {Path(name).name: load_baseline(name) for name in baseline or ()}
     pipe = load_pipeline(model, revision, device, field_name)
-    results: list[dict[str, Any]] = []
-    for index in range(min(trajectories or found.trajectories, found.trajectories)):
-        start = max(first - max(pipe.processor.context_frames, pipe.processor.context_frames_3d), 0)
-        whole = load_well(data, index, start, first - start + length)
-        context = whole.frames(0, first - start)
-        predicted = pipe.predict(context, length, seed=seed + index, jitter=jitter, tokens_per_axis=tokens_per_axis)
-        results.append(
-            {
-                "trajectory": index,
-                "model": pipe.evaluate(predicted, whole),
-                "persistence": pipe.evaluate(persistence(context, length), whole),
-            }
-        )
-    medians = {
-        who: {
-            field: {w: float(np.median([r[who][field][w] for r in results])) for w in windows}
-            for field, windows in results[0][who].items()
-        }
-        for who in ("model", "persistence")
-    }
-    title = f"VRMSE, median over {len(results)} trajectories (persistence in brackets)"
-    print_scores(title, medians["model"], medians["persistence"])
-    if json_file is not None:
-        settings = {
-            "model": model, "revision": revision, "data": data, "from": first, "steps": length, "seed": seed,
-            "jitter": pipe.processor.jitter if jitter is None else jitter, "tokens_per_axis": tokens_per_axis,
-        }  # fmt: skip
-        write_json(json_file, {"settings": settings, "median_vrmse": medians, "trajectories": results})
-        typer.echo(f"wrote {json_file}")
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Under a temporary name, then moved; numbers that are not finite become null, which JSON can hold."""
-    text = json.dumps(_finite(content), indent=1, allow_nan=False)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with writing(path):
-            temporary.write_text(text + "\n", encoding="utf-8")
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    with writing(output or Path("results")):
+        results = run(
+            pipe, [*data, *(more_data or ())], output, settings, baselines, model_name=model, base_path=base_path,
+            batch_size=batch_size, workers=workers, kept_forecasts=keep, overwrite=overwrite,
+        )  # fmt: skip
+    for name, scenario in results["scenarios"].items():
+        head, *rows = table_lines(scenario, results["protocol"]["windows"], intervals=False)
+        typer.echo()
+        print_table(f"{name}: {title(scenario)}", head, rows)
+    typer.echo()
+    for note in note_lines(results):
+        typer.echo(f"note: {note}")
+    if output is not None:
+        typer.echo(f"wrote {output}: intervals, means and every value")

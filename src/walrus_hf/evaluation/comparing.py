@@ -1,0 +1,182 @@
+"""Two evaluations side by side: differences on the same trajectories, with bootstrap intervals (extra `eval`)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .folder import RESULTS, TRAJECTORIES
+from .protocol import MEAN_OF_FIELDS, Protocol
+from .results import FORMAT, window_means
+from .statistics import median, summary
+
+if TYPE_CHECKING:
+    import pandas
+
+# What two evaluations must have in common. The rest of a protocol says how the model was run, and may be compared.
+MEASURED = ("name", "split", "start", "steps", "windows", "metric", "eps", "masks")
+RUN = ("seed", "ensemble_size", "jitter", "tokens_per_axis")
+
+
+def compare(
+    first: str | os.PathLike, second: str | os.PathLike, forecasters: tuple[str, str] = ("model", "model")
+) -> dict[str, Any]:
+    """Paired differences of VRMSE, second minus first: negative where the second is better.
+
+    Args:
+        first, second: folders of evaluations, or their results.json.
+        forecasters: whose errors are compared, of the first and of the second.
+
+    Returns:
+        `{"rows": [{"scenario", "field", "window", "count", "first", "second", "difference", "low", "high", "better",
+        "failed"}], "notes": [...]}`: medians over the `count` trajectories that both have, the median of the
+        differences with its interval, the share of trajectories where the second is better, and how many failed in
+        `[first, second]`, counted as infinite errors; where both failed there is no difference, and both are left out
+        of the median.
+
+    Raises:
+        FileNotFoundError, ValueError: no results, results of different protocols, no scenario or trajectory in common.
+        ImportError: the extra `eval` is not installed.
+    """
+    one, other = load_results(first), load_results(second)
+    _refuse_others(one["protocol"], other["protocol"])
+    protocol = _protocol(one["protocol"])
+    notes = [
+        f"{name}: {one['protocol'].get(name)} in the first, {other['protocol'].get(name)} in the second"
+        for name in RUN
+        if one["protocol"].get(name) != other["protocol"].get(name)
+    ]
+    names = [name for name in one["scenarios"] if name in other["scenarios"]]
+    if not names:
+        raise ValueError(
+            f"expected a scenario in common, found {', '.join(one['scenarios'])} and {', '.join(other['scenarios'])}"
+        )
+    tables = [load_trajectories(path) for path in (first, second)]
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        transforms = [results["scenarios"][name]["transforms"]["log_fields"] for results in (one, other)]
+        if sorted(transforms[0]) != sorted(transforms[1]):
+            raise ValueError(f"scenario {name!r}: expected the same logarithms, found {transforms[0]}, {transforms[1]}")
+        errors = [_errors(table, name, who) for table, who in zip(tables, forecasters)]
+        rows += _scenario_rows(name, errors[0], errors[1], protocol, notes)
+    if not rows:
+        raise ValueError("expected trajectories in common, found none: " + "; ".join(notes))
+    return {"rows": rows, "notes": notes}
+
+
+def load_results(path: str | os.PathLike) -> dict[str, Any]:
+    """results.json of a folder, or that file itself."""
+    file = _folder(path) / RESULTS
+    if not file.is_file():
+        raise FileNotFoundError(f"{path}: expected the folder of an evaluation with a {RESULTS}, found none")
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+        if results["format"] != FORMAT:
+            raise ValueError(f"format {results['format']!r}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file}: expected results of `walrus-hf evaluate` ({FORMAT}), found {error}") from error
+    return results
+
+
+def load_trajectories(path: str | os.PathLike) -> pandas.DataFrame:
+    """trajectories.parquet beside results.json."""
+    try:
+        import pandas
+    except ImportError:
+        raise ImportError("comparisons need the extra `eval`: pip install 'walrus-hf[eval]'") from None
+    file = _folder(path) / TRAJECTORIES
+    if not file.is_file():
+        raise FileNotFoundError(f"{path}: expected {TRAJECTORIES} beside {RESULTS}, found none; evaluate again")
+    return pandas.read_parquet(file)
+
+
+def _folder(path: str | os.PathLike) -> Path:
+    path = Path(path).expanduser()
+    return path.parent if path.name == RESULTS else path
+
+
+def _refuse_others(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    for name in MEASURED:
+        if one.get(name) != other.get(name):
+            raise ValueError(
+                f"expected two evaluations by the same protocol, found {name} {one.get(name)} and {other.get(name)}; "
+                "evaluate one of them again"
+            )
+
+
+def _protocol(stated: Mapping[str, Any]) -> Protocol:
+    bootstrap = stated["bootstrap"]
+    return Protocol(
+        windows={name: (first, last) for name, (first, last) in stated["windows"].items()},
+        resamples=bootstrap["resamples"], level=bootstrap["level"], bootstrap_seed=bootstrap["seed"],
+    )  # fmt: skip
+
+
+def _errors(table: pandas.DataFrame, scenario: str, forecaster: str) -> dict[str, pandas.DataFrame]:
+    """field -> VRMSE by (trajectory, digest) and lead time."""
+    mine = table[(table["scenario"] == scenario) & (table["forecaster"] == forecaster)]
+    if mine.empty:
+        known = sorted(set(table.loc[table["scenario"] == scenario, "forecaster"]))
+        raise ValueError(f"scenario {scenario!r}: expected forecasts of {forecaster!r}, found {', '.join(known)}")
+    return {
+        str(field): part.pivot(index=["trajectory", "digest"], columns="lead_time", values="vrmse")
+        for field, part in mine.groupby("field", sort=False)
+    }
+
+
+def _scenario_rows(
+    name: str,
+    first: dict[str, pandas.DataFrame],
+    second: dict[str, pandas.DataFrame],
+    protocol: Protocol,
+    notes: list[str],
+) -> list[dict[str, Any]]:
+    fields = [field for field in first if field in second]
+    if len(fields) < max(len(first), len(second)):
+        alone = sorted(set(first) ^ set(second))
+        notes.append(f"{name}: left out {', '.join(alone)}, which one of the two does not have")
+    if not fields:
+        return []
+    common = first[fields[0]].index.intersection(second[fields[0]].index).sort_values()
+    most = max(len(first[fields[0]]), len(second[fields[0]]))
+    if len(common) < most:
+        notes.append(f"{name}: {len(common)} of {most} trajectories are the same in both; the others are left out")
+    if common.empty:
+        return []
+    errors = [
+        {field: np.asarray(table[field].loc[common], dtype=np.float64) for field in fields} for table in (first, second)
+    ]
+    if len(fields) > 1:
+        for table in errors:
+            table[MEAN_OF_FIELDS] = np.mean(list(table.values()), axis=0)
+    return [
+        row
+        for field in errors[0]
+        for window in protocol.windows
+        if (row := _row(name, field, window, errors[0][field], errors[1][field], protocol))
+    ]
+
+
+def _row(
+    scenario: str, field: str, window: str, first: np.ndarray, second: np.ndarray, protocol: Protocol
+) -> dict[str, Any] | None:
+    a, b = (window_means(values, protocol.windows[window]) for values in (first, second))
+    there = ~(np.isnan(a) | np.isnan(b))
+    if not there.any():
+        return None
+    a, b = a[there], b[there]
+    both = np.isinf(a) & np.isinf(b)
+    found: dict[str, Any] = {"median": np.nan, "median_low": np.nan, "median_high": np.nan}
+    if not both.all():
+        found = summary((b - a)[~both] if both.any() else b - a, protocol)
+    return {
+        "scenario": scenario, "field": field, "window": window, "count": len(a), "first": float(median(a)),
+        "second": float(median(b)), "difference": found["median"], "low": found["median_low"],
+        "high": found["median_high"], "better": float((b < a).mean()),
+        "failed": [int(np.isinf(a).sum()), int(np.isinf(b).sum())],
+    }  # fmt: skip

@@ -63,14 +63,21 @@ def difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str | N
     return None
 
 
-def write_record(folder: Path, extension: Extension, base: Mapping[str, Any]) -> None:
-    """`walrus_adapter.json`; `base` is the fingerprint of the base model before it was extended."""
-    content = {"format": 1, "extension": dataclasses.asdict(extension), "base": base}
-    (folder / RECORD_FILE).write_text(json.dumps(content) + "\n", encoding="utf-8")
+@dataclasses.dataclass(frozen=True)
+class AdapterRecord:
+    """How an adapter's base was extended before training, and the fingerprint of the base before that."""
+
+    extension: Extension
+    base: Mapping[str, Any]
+
+    def save(self, folder: Path) -> None:
+        """Write `walrus_adapter.json`."""
+        content = {"format": 1, "extension": dataclasses.asdict(self.extension), "base": self.base}
+        (folder / RECORD_FILE).write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
-def read_record(folder: Path) -> tuple[Extension, dict[str, Any]] | None:
-    """Extension and base of an adapter folder; None where PEFT alone wrote it.
+def read_record(folder: Path) -> AdapterRecord | None:
+    """The record of an adapter folder; None where PEFT alone wrote it.
 
     Raises:
         ValueError: an unreadable file.
@@ -84,7 +91,7 @@ def read_record(folder: Path) -> tuple[Extension, dict[str, Any]] | None:
             raise ValueError(f"format {content['format']!r}")
         shape = content["extension"]["absolute_position_shape"]
         settings = {**content["extension"], "absolute_position_shape": None if shape is None else tuple(shape)}
-        return Extension(**settings), {name: content["base"][name] for name in ("config", "tensors")}
+        return AdapterRecord(Extension(**settings), {name: content["base"][name] for name in ("config", "tensors")})
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file}: expected what walrus_hf writes beside an adapter, found {error}") from None
 
@@ -118,19 +125,16 @@ def adapter_config(folder: Path) -> Any:
     return adapter
 
 
-def check_base(folder: Path, found: dict[str, Any], base_name: str) -> Extension | None:
-    """How an adapter extends its base; `ValueError` where this is another base than it was trained on."""
+def check_base(folder: Path, found: Mapping[str, Any], base_name: str) -> AdapterRecord | None:
+    """The record of an adapter; `ValueError` where the fingerprint `found` is of another base than it was trained on."""
     record = read_record(folder)
-    if record is None:
-        return None
-    extension, expected = record
-    reason = difference(expected, found)
+    reason = None if record is None else difference(record.base, found)
     if reason is not None:
         raise ValueError(
             f"{folder}: expected the base that this adapter was trained on, found another one in {base_name} "
             f"({reason}); name the right one in base_model_name_or_path of {folder / 'adapter_config.json'}"
         )
-    return extension
+    return record
 
 
 def attach_adapter(model: Any, folder: Path, name: str) -> Any:

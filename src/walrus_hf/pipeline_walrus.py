@@ -16,8 +16,16 @@ from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers.configuration_utils import PreTrainedConfig
 
-from .adapter_files import adapter_config, adapter_folder, attach_adapter, check_base, fingerprint, first_line
-from .adapters import Extension, bare_model, join_columns
+from .adapter_files import (
+    AdapterRecord,
+    adapter_config,
+    adapter_folder,
+    attach_adapter,
+    check_base,
+    fingerprint,
+    first_line,
+)
+from .adapters import bare_model, join_columns
 from .configuration_walrus import WalrusConfig
 from .fields import Trajectory
 from .metrics import lead_time_windows, score
@@ -36,15 +44,19 @@ class WalrusPipeline:
     Args:
         model: a [`WalrusForPrediction`], or one with PEFT adapters.
         processor: its [`WalrusProcessor`]; None makes one that fits the model's configuration.
+        adapter_record: what is known of the base of its adapters; `fit` and `from_pretrained` give it.
     """
 
-    def __init__(self, model: WalrusForPrediction, processor: WalrusProcessor | None = None):
+    def __init__(
+        self,
+        model: WalrusForPrediction,
+        processor: WalrusProcessor | None = None,
+        adapter_record: AdapterRecord | None = None,
+    ):
         self.model: Any = model.eval()
         self.processor = processor or processor_for(model.config)
-        # What adapters say of their base, and the processors of those that were loaded by name.
-        self._base: dict[str, Any] | None = None
-        self._extension = Extension()
-        self._processors: dict[str, WalrusProcessor] = {}
+        self.adapter_record = adapter_record
+        self._processors: dict[str, WalrusProcessor] = {}  # of adapters that were loaded by name
         known = model.config.field2id or {}
         for name, i in self.processor.field2id.items():
             if known.get(name) != i:
@@ -85,15 +97,12 @@ class WalrusPipeline:
     def _from_adapter(cls, folder: Path, dtype: str | torch.dtype, device: torch.device) -> WalrusPipeline:
         adapter = adapter_config(folder)
         base = cls.from_pretrained(adapter.base_model_name_or_path, adapter.revision, dtype, "cpu")
-        known = fingerprint(base.model)
-        extension = check_base(folder, known, adapter.base_model_name_or_path)
-        if extension is not None:
-            extension.apply(base.model, separate=True)
+        record = check_base(folder, fingerprint(base.model), adapter.base_model_name_or_path)
+        if record is not None:
+            record.extension.apply(base.model, separate=True)
         own = (folder / "preprocessor_config.json").is_file()
         processor = _load_processor(str(folder), "main") if own else base.processor
-        pipe = cls(attach_adapter(base.model, folder, "default").to(device), processor)
-        pipe._base, pipe._extension = known, extension or pipe._extension
-        return pipe
+        return cls(attach_adapter(base.model, folder, "default").to(device), processor, record)
 
     def load_adapter(self, folder: str | Path, name: str) -> None:
         """Load one more adapter of the same base; `predict(adapter=name)` takes it.
@@ -112,17 +121,16 @@ class WalrusPipeline:
         adapted = self._adapters()
         if name == BASE or name in adapted:
             raise ValueError(f"name: expected one that is not taken, found {name!r} beside {', '.join(adapted)}")
-        if self._base is None:
-            self._base = fingerprint(bare_model(self.model))
-        extension = check_base(found, self._base, "the base of this pipeline")
-        if extension is not None and adapted and extension != self._extension:
+        known = self.adapter_record.base if self.adapter_record is not None else fingerprint(bare_model(self.model))
+        record = check_base(found, known, "this pipeline")
+        if record is not None and not adapted:
+            record.extension.apply(self.model, separate=True)
+            self.adapter_record = record
+        elif record is not None and (self.adapter_record is None or record.extension != self.adapter_record.extension):
             raise ValueError(
                 f"{folder}: extends its base by other fields or parameters than the adapters that are loaded; give it "
                 "a pipeline of its own with WalrusPipeline.from_pretrained"
             )
-        if extension is not None and not adapted:
-            extension.apply(self.model, separate=True)
-            self._extension = extension
         device = next(self.model.parameters()).device
         self.model = attach_adapter(self.model, found, name).to(device).eval()
         own = (found / "preprocessor_config.json").is_file()
@@ -166,9 +174,11 @@ class WalrusPipeline:
                 self.model.set_adapter(active, inference_mode=True)
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Configuration, weights (safetensors) and processor in one folder."""
+        """Configuration, weights (safetensors) and processor in one folder; of a model with an adapter, the adapter."""
         self.model.save_pretrained(directory)
         self.processor.save_pretrained(directory)
+        if self.adapter_record is not None:
+            self.adapter_record.save(Path(directory))
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> None:
         """Upload model and processor; keywords as in `PreTrainedModel.push_to_hub` (`private`, `token`, ...)."""

@@ -154,7 +154,7 @@ class ScenarioIndex:
                         f"source {self.name!r}: expected the {what} of {first.path}, {expected[what]}, found {found} "
                         f"in {entry.path}; give the two as sources of their own"
                     )
-        return _template(first)
+        return template_of(first)
 
     def _channels(self, constant: bool) -> list[Channel]:
         try:
@@ -213,7 +213,7 @@ def _in_common(entry: FileManifest) -> dict[str, Any]:
     }
 
 
-def _template(entry: FileManifest) -> Trajectory:
+def template_of(entry: FileManifest) -> Trajectory:
     """The names and shapes of a file as a trajectory of one frame that takes no memory."""
     if len(set(entry.boundaries)) > 1:
         raise ValueError(

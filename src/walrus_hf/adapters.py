@@ -15,13 +15,8 @@ from torch import Tensor, nn
 from .convolutions import WalrusNewColumns, WalrusStridedConv, WalrusTransposedConv
 from .fields import CLOSED_BOUNDARY, FLAG_NAMES, OPEN_BOUNDARY
 from .layers import WalrusRotaryFrequencies, rotary_frequencies
-from .modeling_walrus import (
-    WalrusAbsolutePosition,
-    WalrusDecoder,
-    WalrusEncoder,
-    WalrusForPrediction,
-    WalrusPreTrainedModel,
-)
+from .modeling_walrus import WalrusForPrediction, WalrusPreTrainedModel
+from .patching import WalrusAbsolutePosition, WalrusDecoder, WalrusEncoder
 from .processing_walrus import WalrusProcessor
 
 if TYPE_CHECKING:

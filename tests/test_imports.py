@@ -9,8 +9,8 @@ import pytest
 SRC = Path(__file__).parents[1] / "src" / "walrus_hf"
 # Flat siblings that are copied to the Hub with a checkpoint: each import in them binds whoever loads it.
 GROUND = (
-    "fields", "strides", "jitter", "normalization", "configuration_walrus", "processing_walrus", "layers",
-    "convolutions", "modeling_walrus",
+    "fields", "strides", "jitter", "normalization", "configuration_walrus", "processing_walrus", "caching", "layers",
+    "convolutions", "patching", "modeling_walrus",
 )  # fmt: skip
 # From the ground up: a module imports those before it, and others of its own folder.
 ORDER = (
@@ -19,7 +19,7 @@ ORDER = (
     "finetuning_memory", "evaluation", "bench", "cli",
 )  # fmt: skip
 ALLOWED_ON_THE_GROUND = {"torch", "numpy", "transformers", "huggingface_hub"} | set(sys.stdlib_module_names)
-MODEL = {"layers", "modeling_walrus", "pipeline_walrus"}
+MODEL = {"caching", "layers", "patching", "modeling_walrus", "pipeline_walrus"}
 DRAWING = {"panels", "films", "curves", "plotting"}
 PICTURES = {"matplotlib", "imageio", "imageio_ffmpeg", "PIL"}
 

@@ -15,8 +15,9 @@ GROUND = (
 # From the ground up: a module imports those before it, and others of its own folder.
 ORDER = (
     *GROUND, "metrics", "data", "panels", "films", "curves", "plotting", "adapters", "adapter_files",
-    "pipeline_walrus", "model_card", "convert", "training", "finetuning_data", "finetuning_loop", "finetuning",
-    "finetuning_memory", "evaluation", "bench", "cli",
+    "pipeline_walrus", "model_card", "convert", "training", "finetuning_arrays", "finetuning_data",
+    "finetuning_loop", "finetuning_arguments", "finetuning_results", "finetuning", "finetuning_memory", "evaluation",
+    "bench", "cli",
 )  # fmt: skip
 ALLOWED_ON_THE_GROUND = {"torch", "numpy", "transformers", "huggingface_hub"} | set(sys.stdlib_module_names)
 MODEL = {"caching", "layers", "patching", "modeling_walrus", "pipeline_walrus"}

@@ -126,7 +126,7 @@ def adapter_config(folder: Path) -> Any:
 
 
 def check_base(folder: Path, found: Mapping[str, Any], base_name: str) -> AdapterRecord | None:
-    """The record of an adapter; `ValueError` where the fingerprint `found` is of another base than it was trained on."""
+    """The record of an adapter; `ValueError` where its base had another fingerprint than `found`."""
     record = read_record(folder)
     reason = None if record is None else difference(record.base, found)
     if reason is not None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from huggingface_hub import ModelCard, ModelCardData
 
 from .configuration_walrus import WalrusConfig
@@ -72,3 +75,72 @@ def converted_card(config: WalrusConfig, source: str, digest: str, parameters: i
         fields=", ".join(names),
     )
     return str(card)
+
+
+FINETUNED = """---
+{{ card_data }}
+---
+
+# {{ title }}
+
+{{ what }} of Walrus (arXiv [2511.15684](https://arxiv.org/abs/2511.15684)), trained with `walrus_hf`.
+
+```python
+from walrus_hf import WalrusPipeline
+
+pipe = WalrusPipeline.from_pretrained("path/to/this/folder")  # finds its base by itself
+forecast = pipe.predict(trajectory, prediction_length={{ length }}, frames={{ frames }}, frame_stride={{ stride }})
+```
+
+## Training
+
+- Base: `{{ base }}`.
+- Data: `{{ data }}`.
+- {{ steps }} optimiser steps, the best at step {{ best }}; {{ trained }} of {{ parameters }} parameters trained.
+- Settings: {{ settings }}.
+
+## Error on held-out data
+
+VRMSE, mean over fields; 1 is as good as the spatial mean. Nothing is known beyond these data.
+
+{{ table }}
+
+## Citation
+
+McCabe et al., Walrus: A Cross-Domain Foundation Model for Continuum Dynamics, arXiv 2511.15684.
+"""
+
+
+def finetuned_card(results: Mapping[str, Any]) -> str:
+    """Card of what `fit` made.
+
+    Args:
+        results: the content of `results.json`.
+    """
+    settings, method = results["settings"], results["settings"]["method"]
+    what = {"lora": "A LoRA adapter", "full": "A fine-tuned checkpoint", "head": "A checkpoint with a fine-tuned head"}
+    data = ModelCardData(
+        library_name="peft" if method == "lora" else "walrus_hf",
+        base_model=results["base"] or None,
+        tags=["physics", "partial-differential-equations", "surrogate-model", "walrus", *["lora"] * (method == "lora")],
+    )
+    told = ("method", "preset", "rank", "batch_size", "learning_rate", "normalization", "new_fields", "seed")
+    card = ModelCard.from_template(
+        data, template_str=FINETUNED, title=f"Walrus, fine-tuned on {results['data']}", what=what[method],
+        length=settings["rollout_steps"], frames=results["frames"], stride=settings["frame_stride"],
+        base=results["base"] or "a model that was not loaded from a folder", data=results["data"],
+        steps=results["steps"], best=results["best_step"], trained=f"{results['trained_parameters']:,}",
+        parameters=f"{results['parameters']:,}",
+        settings=", ".join(f"{name} `{settings[name]}`" for name in told), table=_error_table(results),
+    )  # fmt: skip
+    return str(card)
+
+
+def _error_table(results: Mapping[str, Any]) -> str:
+    """One step, and forecasts at a few lead times, before and after."""
+    curves, who = results["rollout_vrmse"], ("before", "after", "persistence")
+    times = [t for t in (1, 2, 5, 10, 20) if t <= len(curves["after"])]
+    lines = {"one step, all held-out windows": [results["vrmse"][name] for name in who]}
+    lines |= {f"forecast, step {t}": [curves[name][t - 1] for name in who] for t in times}
+    rows = [f"| {what} | {' | '.join(f'{value:.4f}' for value in values)} |" for what, values in lines.items()]
+    return "\n".join(["| | before | after | persistence |", "|---|---|---|---|", *rows])

@@ -1,0 +1,293 @@
+"""Fine-tuning: `fit(pipeline, "my_simulations/")` returns a new pipeline, and leaves the given one as it is.
+
+base + extension (new fields, learnable positions) -> adapter, head or all weights -> loop -> best weights -> folder
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from .adapter_files import AdapterRecord, fingerprint
+from .adapters import Extension, add_fields, bare_model, configs_of, join_columns, lora_config
+from .data.statistics import read_stats
+from .finetuning_arguments import LEARNING_RATES, FinetuningArguments
+from .finetuning_data import (
+    Opened,
+    Source,
+    Windows,
+    check_fields,
+    global_scales,
+    has_split,
+    named_processor,
+    open_data,
+    scales_of,
+    split_windows,
+    vocabulary_names,
+)
+from .finetuning_loop import Tuning
+from .finetuning_results import CHECKPOINTS, Rollouts, check_folder, write_results
+from .layers import WalrusDropPath
+from .modeling_walrus import WalrusForPrediction
+from .pipeline_walrus import WalrusPipeline
+from .processing_walrus import WalrusProcessor
+
+__all__ = ["FinetuningArguments", "add_fields", "fit", "lora_config"]
+
+COMPARED = 4  # held-out trajectories that are forecast before and after
+
+
+def fit(
+    model: WalrusPipeline | WalrusForPrediction | str | os.PathLike,
+    data: Source,
+    output_dir: str | os.PathLike | None = None,
+    validation: Source | None = None,
+    **settings: Any,
+) -> WalrusPipeline:
+    """Fine-tune on simulations; under `accelerate launch` all processes call it.
+
+    Args:
+        model: what to start from; it is not changed. A folder or Hub id saves the memory of a copy.
+        data: a file, folder or URL of The Well's format, a scenario's name, netCDF, a YAML file that describes `.npy`
+            arrays, or trajectories.
+        output_dir: folder for the result, checkpoints, metrics, a card and pictures; None keeps nothing.
+        validation: data to validate on; None takes the split `valid` of `data`, or holds out a tenth of its
+            trajectories.
+        **settings: of [`FinetuningArguments`].
+
+    Returns:
+        A new pipeline with the best weights found; `WalrusPipeline.from_pretrained(output_dir)` gives the same. Of a
+        run that a signal stopped, the state it was stopped in, which is not saved as a result.
+
+    Raises:
+        ValueError: settings or data that cannot be used; fields that the model does not know, with near ones; a NaN,
+            with file and place.
+        FileExistsError: the output folder holds something, and neither `resume` nor `overwrite` was given.
+    """
+    given = FinetuningArguments(**settings)
+    folder = None if output_dir is None else Path(output_dir)
+    accelerator = Accelerator(step_scheduler_with_optimizer=False)
+    with accelerator.main_process_first():
+        check_folder(folder, given, accelerator.is_main_process)
+    pipe, base_name = _own_copy(model, given)
+    if folder is not None and given.method == "lora" and not base_name:
+        raise ValueError("output_dir: an adapter names its base, but this model was not loaded from anywhere; save it "
+                         "with save_pretrained and load it, or give its folder as `model`")  # fmt: skip
+    data_parts = _open_parts(pipe.processor, data, validation, given)
+    model_to_train, record = _prepare_model(pipe, data_parts, base_name, given)
+    tuning, rollout = _prepare_run(accelerator, model_to_train, data_parts, folder, given)
+    result = WalrusPipeline(model_to_train, data_parts.processor, record)
+    if not (given.resume and tuning.resume()):
+        tuning.progress.notes["before"] = rollout.errors(accelerator, result)
+    progress = tuning.run()
+    if not progress.stopped:
+        progress.notes["after"] = rollout.errors(accelerator, result)
+        if given.method == "head":
+            join_columns(result.model)
+        if folder is not None and accelerator.is_main_process:
+            write_results(folder, result, progress, rollout, base_name, data_parts.opened.name, given)
+    accelerator.wait_for_everyone()
+    result.model.eval()
+    return result
+
+
+@dataclasses.dataclass
+class Parts:
+    """The data of a run, read through one processor.
+
+    Attributes:
+        trained, held: windows, and the numbers of those that are used.
+        new_names: of the vocabulary, with the known names they start as.
+    """
+
+    opened: Opened
+    opened_held: Opened
+    processor: WalrusProcessor
+    new_names: dict[str, str | None]
+    frames: int
+    own_validation: bool
+
+    def windows(self, given: FinetuningArguments, eps: float) -> tuple[Windows, np.ndarray, Windows, np.ndarray]:
+        """Windows to train on, windows to validate on, with global scales in the processor where those are wanted."""
+        windows = self.opened.windows(self.frames, given.frame_stride, self.processor)
+        trained, held = np.arange(len(windows.rows)), np.arange(0)
+        if not self.own_validation:
+            trained, held = split_windows(windows)
+        if given.normalization != "sample":
+            self.processor.global_scales = _scales(windows, trained, given, eps)
+            windows = self.opened.windows(self.frames, given.frame_stride, self.processor)
+        if not self.own_validation:
+            return windows, trained, windows, held
+        others = self.opened_held.windows(self.frames, given.frame_stride, self.processor)
+        return windows, trained, others, np.arange(len(others.rows))
+
+
+def _own_copy(model: Any, given: FinetuningArguments) -> tuple[WalrusPipeline, str]:
+    """A pipeline that may be changed, and the name of the base for its adapter."""
+    if isinstance(model, str | os.PathLike):
+        name = os.fspath(model)
+        pipe = _load_quantized(name) if given.quantization else WalrusPipeline.from_pretrained(name, device="cpu")
+    elif given.quantization:
+        raise ValueError(
+            "quantization: expected the folder or Hub id of the base, found a model that is loaded already"
+        )
+    else:
+        pipe = model if isinstance(model, WalrusPipeline) else WalrusPipeline(model)
+    if not isinstance(pipe.model, WalrusForPrediction):
+        raise ValueError(
+            "model: expected one without an adapter; merge it first (WalrusPipeline.merge_adapter) and save it"
+        )
+    if pipe is model or not isinstance(model, str | os.PathLike):
+        pipe = WalrusPipeline(copy.deepcopy(pipe.model), copy.deepcopy(pipe.processor))
+    name = pipe.model.name_or_path
+    return pipe, str(Path(name).absolute()) if name and Path(name).exists() else name
+
+
+def _load_quantized(name: str) -> WalrusPipeline:
+    """The base in four bits, as QLoRA wants it (arXiv 2305.14314)."""
+    _require_bitsandbytes("quantization")
+    from transformers import BitsAndBytesConfig
+
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+    )  # fmt: skip
+    model = WalrusForPrediction.from_pretrained(name, quantization_config=settings, device_map={"": 0})
+    return WalrusPipeline(model, WalrusProcessor.from_pretrained(name))
+
+
+def _require_bitsandbytes(what: str) -> None:
+    if not torch.cuda.is_available():
+        raise ValueError(f"{what}: expected a GPU, which bitsandbytes needs, found none; leave it out")
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise ImportError(f"{what}: needs bitsandbytes: pip install bitsandbytes") from None
+
+
+def _open_parts(
+    processor: WalrusProcessor, data: Source, validation: Source | None, given: FinetuningArguments
+) -> Parts:
+    opened = open_data(data)
+    if validation is None and has_split(data, "valid"):
+        held = open_data(data, "valid")
+    else:
+        held = opened if validation is None else open_data(validation, "valid")
+    own = held is not opened
+    processor = named_processor(processor, opened, given.field_names, given.log_fields)
+    names = vocabulary_names(given.new_fields, opened.template, processor)
+    old = processor.field2id
+    processor.field2id = {**old, **{name: len(old) + i for i, name in enumerate(names)}}
+    for part in (opened, held):
+        check_fields(processor, part.template, part.name)
+    volume = sum(n > 1 for n in opened.template.grid) == 3
+    context = processor.context_frames_3d if volume else processor.context_frames
+    shortest = min(length for part in (opened, held) for _, length in part.lengths)
+    frames = given.frames or max(2, min(context, (shortest - 1) // given.frame_stride))
+    processor.context_frames, processor.context_frames_3d = (
+        (processor.context_frames, frames) if volume else (frames, processor.context_frames_3d)
+    )
+    return Parts(opened, held, processor, names, frames, own)
+
+
+def _prepare_model(
+    pipe: WalrusPipeline, parts: Parts, base_name: str, given: FinetuningArguments
+) -> tuple[Any, AdapterRecord | None]:
+    """The model with what is added to it, and with gradients asked for where it is to learn."""
+    model, template = pipe.model, parts.opened.template
+    base = fingerprint(model) if given.method == "lora" else None
+    shape = None
+    if given.absolute_position:
+        shape = parts.processor.plan(template.grid, template.boundary_conditions, jitter=None, seed=0).tokens
+    extension = Extension(parts.new_names, given.rope_learnable, shape)
+    torch.manual_seed(given.seed)
+    added = extension.apply(model, separate=given.method != "full")
+    for config in configs_of(model):
+        config.drop_path_rate = 0.0  # as the published fine-tuning
+    for module in model.modules():
+        if isinstance(module, WalrusDropPath):
+            module.drop_prob = 0.0
+    if given.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if given.method != "lora":
+        model.requires_grad_(given.method == "full")
+        if given.method == "head":
+            model.decoder.requires_grad_(True)
+            for name, module in model.named_modules():
+                if name.rpartition(".")[2] in added:
+                    module.requires_grad_(True)
+        _freeze_unreached(model, template)
+        return model, None
+    from peft import get_peft_model, prepare_model_for_kbit_training
+
+    if given.quantization:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    saved = [*given.lora.get("modules_to_save", ()), *added]
+    others = {name: value for name, value in given.lora.items() if name != "modules_to_save"}
+    config = lora_config(given.preset, given.rank, **others, modules_to_save=saved or None)
+    config.base_model_name_or_path = base_name or None
+    config.revision = vars(model.config).get("_commit_hash")
+    adapted: Any = get_peft_model(model, config)
+    _freeze_unreached(adapted, template)
+    assert base is not None
+    return adapted, AdapterRecord(extension, base)
+
+
+def _freeze_unreached(model: nn.Module, template: Any) -> None:
+    """Encoder and decoder of volumes get no gradient from planes, and the other way round."""
+    unreached = "planar" if sum(n > 1 for n in template.grid) == 3 else "volumetric"
+    bare = bare_model(model)
+    for ends in (bare.model.embeddings, bare.decoder):
+        for name, parameter in ends.named_parameters():
+            if unreached in name.split("."):
+                parameter.requires_grad_(False)
+
+
+def _prepare_run(
+    accelerator: Accelerator, model: Any, parts: Parts, folder: Path | None, given: FinetuningArguments
+) -> tuple[Tuning, Rollouts]:
+    windows, trained, held_windows, held = parts.windows(given, bare_model(model).config.scale_eps)
+    optimizer = _optimizer(model, given)
+    checkpoints = None if folder is None else folder / CHECKPOINTS
+    tuning = Tuning(
+        accelerator, model, optimizer, windows, trained, (held_windows, held), given.schedule(), checkpoints,
+        given.identity(),
+    )  # fmt: skip
+    owners = held_windows.rows[held, 0]
+    numbers = sorted(set(owners.tolist()))[:COMPARED]
+    first = [int(held_windows.rows[held[owners == number], 1].min()) for number in numbers]
+    return tuning, Rollouts(held_windows, numbers, first, given.rollout_steps)
+
+
+def _optimizer(model: nn.Module, given: FinetuningArguments) -> torch.optim.Optimizer:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    rate = LEARNING_RATES[given.method] if given.learning_rate is None else given.learning_rate
+    if given.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, rate, eps=1e-10, weight_decay=given.weight_decay)
+    _require_bitsandbytes("optimizer")
+    from bitsandbytes.optim import AdamW8bit
+
+    return AdamW8bit(parameters, rate, weight_decay=given.weight_decay)
+
+
+def _scales(windows: Windows, trained: np.ndarray, given: FinetuningArguments, eps: float) -> dict[str, Any]:
+    if given.normalization == "global":
+        return global_scales(windows, trained, eps)
+    path = Path(given.normalization)
+    if not path.is_file():
+        raise ValueError(
+            f"normalization: expected 'sample', 'global' or the path of a stats.yaml, found {given.normalization!r}"
+        )
+    if given.frame_stride != 1:
+        raise ValueError(
+            f"normalization: {path} holds changes from frame to frame, but frame_stride is {given.frame_stride}; take "
+            "'global', which measures them at that distance"
+        )
+    return scales_of(read_stats(path), eps)

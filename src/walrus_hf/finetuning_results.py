@@ -1,0 +1,135 @@
+"""What `fit` leaves behind: forecasts before and after, the result's folder with its card and pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+
+from .finetuning_arguments import FinetuningArguments
+from .finetuning_data import Windows
+from .finetuning_loop import Progress
+from .metrics import persistence, score
+from .model_card import finetuned_card
+from .pipeline_walrus import WalrusPipeline, every_frame
+
+RESULTS, CHECKPOINTS = "results.json", "checkpoints"
+
+
+@dataclasses.dataclass
+class Rollouts:
+    """Forecasts of held-out trajectories, to compare models by."""
+
+    windows: Windows
+    numbers: list[int]
+    first: list[int]
+    steps: int
+
+    def parts(self, place: int) -> tuple[Any, Any]:
+        """Context and truth, frames `stride` apart."""
+        windows = self.windows
+        whole = windows.trajectory(self.numbers[place]).frames(self.first[place])
+        whole = every_frame(whole, windows.stride)
+        steps = min(self.steps, whole.num_frames - windows.frames)
+        return whole.frames(0, windows.frames), whole.frames(windows.frames, windows.frames + steps)
+
+    def errors(self, accelerator: Accelerator, pipe: WalrusPipeline) -> dict[str, list[float]]:
+        """VRMSE at each lead time, mean over fields and trajectories, of a model and of persistence."""
+        found: dict[str, list[np.ndarray]] = {"model": [], "persistence": []}
+        if accelerator.is_main_process:
+            pipe.model.eval()
+            for place in range(len(self.numbers)):
+                context, truth = self.parts(place)
+                forecasts = {
+                    "model": pipe.predict(context, truth.num_frames, seed=place, progress=False),
+                    "persistence": persistence(context, truth.num_frames),
+                }
+                for who, forecast in forecasts.items():
+                    found[who].append(np.mean(list(score(forecast, truth).values()), axis=0))
+        accelerator.wait_for_everyone()
+        shortest = min((len(curve) for curve in found["model"]), default=0)
+        return {
+            who: np.mean([curve[:shortest] for curve in curves], axis=0).tolist() if curves else []
+            for who, curves in found.items()
+        }
+
+
+def check_folder(folder: Path | None, given: FinetuningArguments, is_main: bool) -> None:
+    """Refuse an output folder with something in it; make room in it with `overwrite`."""
+    if folder is None:
+        if given.resume:
+            raise ValueError("resume: expected an output_dir that holds a checkpoint, found none")
+        return
+    if folder.is_file():
+        raise ValueError(f"{folder}: expected a folder, found a file")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    finished = (folder / RESULTS).is_file()
+    if given.resume and not finished:
+        return
+    if not given.overwrite:
+        what = "a finished run" if finished else "files"
+        raise FileExistsError(
+            f"{folder}: expected an empty folder, found {what}; choose another one, go on with resume=True (--resume) "
+            "where a run was interrupted, or replace it with overwrite=True (--overwrite)"
+        )
+    if not finished and not (folder / CHECKPOINTS).is_dir():
+        raise FileExistsError(f"{folder}: expected what a former run left, found other files; choose another folder")
+    if is_main:
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        (folder / RESULTS).unlink(missing_ok=True)
+
+
+def write_results(
+    folder: Path, result: WalrusPipeline, progress: Progress, rollout: Rollouts, base_name: str, data: str,
+    given: FinetuningArguments,
+) -> None:  # fmt: skip
+    """The result beside its checkpoints: first aside, then moved, `results.json` last."""
+    aside = folder / ".result"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    result.save_pretrained(aside)
+    best = min(progress.validations, key=lambda row: row["step"] != progress.best_step)
+    trained = sum(p.numel() for p in result.model.parameters() if p.requires_grad)
+    results = {
+        "base": base_name, "data": data, "settings": given.identity(), "frames": rollout.windows.frames,
+        "steps": progress.step,
+        "best_step": progress.best_step, "trained_parameters": trained,
+        "parameters": sum(p.numel() for p in result.model.parameters()),
+        "vrmse": {"before": progress.validations[0]["vrmse"], "after": best["vrmse"],
+                  "persistence": best["persistence"]},
+        "rollout_vrmse": {"before": progress.notes["before"]["model"], "after": progress.notes["after"]["model"],
+                          "persistence": progress.notes["after"]["persistence"]},
+        "validations": progress.validations,
+    }  # fmt: skip
+    (aside / "README.md").write_text(finetuned_card(results), encoding="utf-8")
+    _draw(aside, result, results["rollout_vrmse"], rollout)
+    for path in sorted(aside.iterdir()):
+        os.replace(path, folder / path.name)
+    aside.rmdir()
+    metrics = folder / CHECKPOINTS / "metrics.jsonl"
+    if metrics.is_file():
+        os.replace(metrics, folder / "metrics.jsonl")
+    (folder / RESULTS).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+
+
+def _draw(folder: Path, pipe: WalrusPipeline, curves: Mapping[str, list[float]], rollout: Rollouts) -> None:
+    """Error growth before and after, and a forecast beside the truth; without matplotlib none."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return
+    from .plotting import plot_error_growth, plot_panels
+
+    named = {"before": "before fine-tuning", "after": "after fine-tuning", "persistence": "persistence"}
+    plot_error_growth({named[who]: np.array(curve) for who, curve in curves.items()}, folder / "error_growth.png")
+    context, truth = rollout.parts(0)
+    plot_panels(pipe.predict(context, truth.num_frames, seed=0, progress=False), truth, folder / "forecast.png")

@@ -121,6 +121,12 @@ def write_results(
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
+def read_results(folder: Path) -> dict[str, Any] | None:
+    """The content of `results.json`; None where a run has not finished."""
+    file = folder / RESULTS
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
 def _draw(folder: Path, pipe: WalrusPipeline, curves: Mapping[str, list[float]], rollout: Rollouts) -> None:
     """Error growth before and after, and a forecast beside the truth; without matplotlib none."""
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -121,7 +122,7 @@ def finetuned_card(results: Mapping[str, Any]) -> str:
     what = {"lora": "A LoRA adapter", "full": "A fine-tuned checkpoint", "head": "A checkpoint with a fine-tuned head"}
     data = ModelCardData(
         library_name="peft" if method == "lora" else "walrus_hf",
-        base_model=results["base"] or None,
+        base_model=None if Path(results["base"]).exists() else results["base"],  # the Hub knows no folders of ours
         tags=["physics", "partial-differential-equations", "surrogate-model", "walrus", *["lora"] * (method == "lora")],
     )
     told = ("method", "preset", "rank", "batch_size", "learning_rate", "normalization", "new_fields", "seed")

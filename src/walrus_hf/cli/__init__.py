@@ -1,4 +1,4 @@
-"""The command line: `walrus-hf forecast | evaluate | compare | convert | info | demo | data | plan`.
+"""The command line: `walrus-hf forecast | evaluate | compare | report | convert | info | demo | data | plan | finetune`.
 
 One module a command. Exit codes: 0 done, 1 the machine failed (disk, memory, network), 2 the input cannot be used.
 """
@@ -12,7 +12,7 @@ import typer
 from huggingface_hub.errors import StrictDataclassError
 
 from ..bench.allocator import keep_freed_memory
-from . import compare, convert, data, demo, evaluate, forecast, info, plan
+from . import compare, convert, data, demo, evaluate, finetune, forecast, info, plan
 
 app = typer.Typer(
     name="walrus-hf",
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 COMMANDS = (
     demo.demo, forecast.forecast, evaluate.evaluate, compare.compare, info.info, convert.convert, plan.plan,
+    finetune.finetune,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)

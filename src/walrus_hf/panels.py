@@ -111,18 +111,12 @@ def rows_of(
     return [row_from(name, planes(name, forecast, truth, view), forecast, units) for name in names]
 
 
-def planes(
-    name: str, forecast: Trajectory, truth: Trajectory | None, view: View, signed: bool | None = None
-) -> list[np.ndarray]:
-    """What is seen of a field: forecast, or truth, forecast and error, each (T, n) or (T, n, m).
-
-    `signed` says whether both signs of a scalar matter; `None`: judged by the values, the truth's if it is given.
-    """
+def planes(name: str, forecast: Trajectory, truth: Trajectory | None, view: View) -> list[np.ndarray]:
+    """What is seen of a field: forecast, or truth, forecast and error, each (T, n) or (T, n, m)."""
     rank = forecast.rank(name)
     mask = forecast.obstacle_mask if truth is None or truth.obstacle_mask is None else truth.obstacle_mask
     given = [forecast.fields[name]] if truth is None else [truth.fields[name], forecast.fields[name]]
-    if signed is None:
-        signed = rank == 0 and is_signed(given[0])
+    signed = rank == 0 and is_signed(given[0])
     shown = [_shown(values, rank, mask, forecast, view, signed) for values in given]
     if truth is not None:
         # Of vectors the magnitude of the difference: a difference of magnitudes would hide errors of direction.

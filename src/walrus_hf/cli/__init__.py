@@ -1,6 +1,7 @@
-"""The command line: `walrus-hf forecast | evaluate | compare | report | convert | info | demo | data | plan | finetune`.
+"""The command line: `walrus-hf demo | forecast | evaluate | compare | report | convert | info | data | plan | finetune`,
+one module a command.
 
-One module a command. Exit codes: 0 done, 1 the machine failed (disk, memory, network), 2 the input cannot be used.
+Exit codes: 0 done, 1 the machine failed (disk, memory, network), 2 the input cannot be used.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import typer
 from huggingface_hub.errors import StrictDataclassError
 
 from ..bench.allocator import keep_freed_memory
-from . import compare, convert, data, demo, evaluate, finetune, forecast, info, plan
+from . import compare, convert, data, demo, evaluate, finetune, forecast, info, plan, report
 
 app = typer.Typer(
     name="walrus-hf",
@@ -23,8 +24,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 COMMANDS = (
-    demo.demo, forecast.forecast, evaluate.evaluate, compare.compare, info.info, convert.convert, plan.plan,
-    finetune.finetune,
+    demo.demo, forecast.forecast, evaluate.evaluate, compare.compare, report.report, info.info, convert.convert,
+    plan.plan, finetune.finetune,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)

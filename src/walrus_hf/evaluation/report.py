@@ -80,7 +80,9 @@ def content(results: Sequence[Path], training: Sequence[Path] = ()) -> dict[str,
     folders = [path.parent if path.name == RESULTS else path for path in results]
     names = _names(folders)
     loaded = [_load(folder) for folder in folders]
-    runs, scenarios, sources = [], {}, []
+    runs: list[dict[str, Any]] = []
+    scenarios: dict[str, Any] = {}
+    sources: list[Source] = []
     for folder, name, found in zip(folders, names, loaded):
         try:
             runs.append({"name": name, **{key: found[key] for key in ("protocol", "model", "versions")},

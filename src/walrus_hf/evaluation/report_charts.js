@@ -67,7 +67,7 @@ function extent(values) {
 // `colour` is 0 to 7, "grey" or "ink".
 function limitsOf(spec) {
   const xs = spec.series.flatMap((s) => s.x).filter((v) => drawable(v, spec.xLog));
-  const ys = spec.series.flatMap((s) => [...s.y, ...(s.low ?? []), ...(s.high ?? [])]).filter((v) => drawable(v, spec.yLog));
+  const ys = spec.series.flatMap((s) => [s.y, s.low, s.high].filter(Boolean).flatMap((values) => values.filter((v, i) => drawable(s.x[i], spec.xLog) && drawable(v, spec.yLog))));
   if (!xs.length || !ys.length) return null;
   let [left, right] = extent(xs), [low, high] = extent(ys);
   if (spec.bars) [left, right] = [left - 0.5, right + 0.5];
@@ -153,13 +153,13 @@ function paint(holder, spec, limits) {
   draw(svg, "line", { class: "axis", x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom });
   draw(svg, "text", { x: (box.left + box.right) / 2, y: height - 6, "text-anchor": "middle" }, spec.xLabel);
   draw(svg, "text", { x: 4, y: 12 }, spec.yLabel);
+  spec.series.forEach((series, i) => (spec.bars ? paintBars : paintLine)(svg, spec, series, i, x, y, box));
   const shown = spec.reference && spec.reference.value >= limits.low && spec.reference.value <= limits.high;
   if (shown) {
     const at = y.at(spec.reference.value);
     draw(svg, "line", { class: "reference", x1: box.left, x2: box.right, y1: at, y2: at });
     draw(svg, "text", { x: box.left + 4, y: at - 4 }, spec.reference.text);
   }
-  spec.series.forEach((series, i) => (spec.bars ? paintBars : paintLine)(svg, spec, series, i, x, y, box));
   const cursor = draw(svg, "line", { class: "cursor", y1: box.top, y2: box.bottom, visibility: "hidden" });
   const place = draw(svg, "text", { x: box.right, y: 12, "text-anchor": "end" }, "");
   return { x, cursor, place, width: holder.clientWidth };

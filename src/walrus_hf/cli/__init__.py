@@ -1,5 +1,5 @@
-"""The command line: `walrus-hf demo | forecast | evaluate | compare | report | convert | info | data | plan | finetune`,
-one module a command.
+"""The command line: `walrus-hf demo | forecast | evaluate | compare | report | convert | info | data | plan |
+finetune`, one module a command.
 
 Exit codes: 0 done, 1 the machine failed (disk, memory, network), 2 the input cannot be used.
 """

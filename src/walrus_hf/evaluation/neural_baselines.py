@@ -104,9 +104,9 @@ class FieldNetwork(nn.Module):
         super().__init__()
         if architecture not in ARCHITECTURES:
             raise ValueError(f"architecture: expected one of {', '.join(ARCHITECTURES)}, found {architecture!r}")
-        if width < 1 or not 1 <= layout.ndim <= 3 or layout.frames < 2 or not layout.fields:
+        if width < 2 or not 1 <= layout.ndim <= 3 or layout.frames < 2 or not layout.fields:
             raise ValueError(
-                f"expected a width of at least 1, 1 to 3 axes, 2 frames and a field, found {width}, {layout}"
+                f"expected a width of at least 2, 1 to 3 axes, 2 frames and a field, found {width}, {layout}"
             )
         self.layout, self.scale_eps = layout, scale_eps
         ids = field2id or WalrusProcessor().field2id
@@ -213,10 +213,10 @@ def width_for(
         with torch.device("meta"):
             return parameter_count(FieldNetwork(architecture, layout, width, modes, field2id))
 
-    high = 1
+    high = 2
     while count(high) < parameters:
         high *= 2
-    low = max(high // 2, 1)
+    low = max(high // 2, 2)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if count(middle) < parameters else (low, middle)
@@ -242,7 +242,8 @@ def train(
     """Train a network, a [`WalrusForPrediction`] as well as a baseline's, on the batches of a stream.
 
     AdamW and the published schedule, whose progress is the part of the time that has passed. The clock starts when the
-    first batch is there, and waiting for the others counts. Steps whose gradient is not finite are left out.
+    first batch is there, and waiting for the others counts. Steps whose loss or gradient is
+    not finite are left out.
 
     Args:
         module: called with the inputs of a batch; its output has a `loss`.
@@ -273,7 +274,7 @@ def train(
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(module.parameters(), max_grad_norm)
-        if torch.isfinite(norm):
+        if torch.isfinite(norm + loss.detach()):
             optimizer.step()
         passed = time.monotonic() - begin
         rows.append({"step": len(rows) + 1, "loss": loss.item(), "seconds": passed, "learning_rate": rate})

@@ -1,6 +1,11 @@
-"""Small pretraining runs on planes and volumes: sources, settings, and what they leave behind."""
+"""Small pretraining runs on planes and volumes: sources, settings, several processes, and what they leave behind."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
+
+import yaml
 
 from tests.data.wells import write_source
 from walrus_hf.training.arguments import PretrainingArguments
@@ -14,6 +19,7 @@ MODEL = {
 STEPS, SLOTS = 6, 4
 # What may differ between two runs of the same steps.
 TIMES = ("seconds", "samples_per_second", "frames_per_second", "predicted_utilisation", "measured_utilisation")
+CONFIGS = Path(__file__).parents[2] / "examples" / "accelerate_configs"
 
 
 def write_sources(folder: Path) -> None:
@@ -30,10 +36,51 @@ def settings(data: Path, output: Path, groups: int = 1, **changes) -> Pretrainin
         "sources": [str(data / name) for name in GRIDS], "output_dir": str(output), "seed": 5, "max_steps": STEPS,
         "model_size": "tiny", "model": MODEL, "gradient_accumulation_steps": SLOTS // groups, "batch_size": 2,
         "frames": 4, "stride_max": 2, "learning_rate": 1e-3, "save_steps": 3, "validation_steps": 3,
-        "validation_batches": 3, "ema_decay": 0.5,
+        "validation_batches": 3, "ema_decay": 0.5, "log_with": [],
     }  # fmt: skip
     return PretrainingArguments(**{**given, **changes})
 
 
+def plane_and_volume(data: Path) -> dict:
+    """Settings of one slot for each of two groups: one works on a plane while the other works on a volume."""
+    return {"sources": [str(data / name) for name in ("plane", "volume")], "gradient_accumulation_steps": 1}
+
+
 def without_times(rows: list[dict]) -> list[dict]:
     return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+
+
+def launch(config: str, processes: int, *command: str, groups: int | None = None) -> list[str]:
+    """`accelerate launch` with a configuration of the examples, on as many CPU processes of this machine."""
+    settings = yaml.safe_load((CONFIGS / f"{config}.yaml").read_text())
+    given = [
+        "--num_processes",
+        str(processes),
+        "--num_machines",
+        "1",
+        "--machine_rank",
+        "0",
+        "--main_process_port",
+        "0",
+    ]
+    if groups is not None:
+        sizes = settings["parallelism_config"]
+        assert sizes["parallelism_config_dp_replicate_size"] * sizes["parallelism_config_dp_shard_size"] == 96
+        given += ["--parallelism_config_dp_replicate_size", str(groups)]
+        given += ["--parallelism_config_dp_shard_size", str(processes // groups)]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{config}.yaml")]
+    return [*launcher, *given, *command]
+
+
+def run_processes(command: list[str], timeout: int = 180) -> subprocess.CompletedProcess:
+    """Of a `launch`, to its end."""
+    return subprocess.run(command, capture_output=True, text=True, env=cpu_environment(), check=False, timeout=timeout)
+
+
+def assert_finished(done: subprocess.CompletedProcess) -> None:
+    assert done.returncode == 0, done.stderr[done.stderr.find("Traceback") :][:4000]
+
+
+def cpu_environment() -> dict[str, str]:
+    # Accelerate starts several processes for accelerators only, but then lets them compute on the CPU.
+    return {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}

@@ -4,8 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +25,7 @@ from walrus_hf.training.checkpoints import (
 from walrus_hf.training.optim import published_schedule
 
 from . import two_ranks
+from .small_runs import assert_finished, launch, run_processes
 
 STATE = {"seed": 7, "cost": {"waves": 0.1 + 0.2, "boxes": 4.4}, "guards": {"row": [3, 4], "last": None}}
 
@@ -204,12 +203,8 @@ def test_a_file_that_was_not_written_leaves_the_older_checkpoint_the_latest(tmp_
 def two(tmp_path_factory):
     """What two_ranks.py saw on two processes, and its folder."""
     folder = tmp_path_factory.mktemp("two_ranks")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch += [two_ranks.__file__, str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(launch, capture_output=True, text=True, env=environment, check=False, timeout=180)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_processes(launch("ddp", 2, two_ranks.__file__, str(folder)))
+    assert_finished(done)
     return json.loads((folder / "report.json").read_text()), folder
 
 

@@ -1,12 +1,10 @@
-"""Pretraining runs: what they write, how they go on after a stop, and that two processes do what one does."""
+"""Pretraining runs: what they write, how they go on after a stop, and what stops them. In one process."""
 
 import dataclasses
-import json
 import math
 import os
 import runpy
 import signal
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -20,38 +18,19 @@ from safetensors.torch import load_file
 
 pytest.importorskip("accelerate")
 pytest.importorskip("datasets")
-from accelerate.state import AcceleratorState
 
 from walrus_hf import WalrusPipeline, load_well
 from walrus_hf.data.reader import BatchReader
 from walrus_hf.training import loop, saving
 from walrus_hf.training.batches import open_validation
-from walrus_hf.training.checkpoints import verify_checkpoint
 from walrus_hf.training.guards import TooManyReaderErrors, TrainingDiverged
 from walrus_hf.training.optim import published_schedule
 from walrus_hf.training.records import read_metrics
 from walrus_hf.training.validation import Validation
 
-from . import pretraining_ranks
-from .small_runs import GRIDS, SLOTS, STEPS, settings, without_times, write_sources
+from .small_runs import GRIDS, STEPS, settings, without_times
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _on_the_cpu():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
-        AcceleratorState._reset_state(reset_partial_state=True)
-        yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """With the sources under `data`, and an uninterrupted run of one process under `straight`."""
-    folder = tmp_path_factory.mktemp("pretraining")
-    write_sources(folder / "data")
-    assert loop.pretrain(settings(folder / "data", folder / "straight")) == folder / "straight" / "model"
-    return folder
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
 def weights(checkpoint):
@@ -206,56 +185,6 @@ def test_gradients_that_are_not_finite_leave_the_weights_alone_and_stop_the_run(
     assert [(row["skipped"], row["grad_norm"]) for row in rows] == [(n, None) for n in (1, 2, 3, 4)]
     assert rows[0]["losses"]["plane"] == read_metrics(folder / "straight")[0]["losses"]["plane"]
     assert all(torch.equal(a, b) for a, b in zip(weights[0], weights[-1], strict=True))
-
-
-@pytest.fixture(scope="module")
-def two(folder):
-    """What pretraining_ranks.py saw on two processes."""
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch += [pretraining_ranks.__file__, str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(launch, capture_output=True, text=True, env=environment, check=False, timeout=180)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((folder / "report.json").read_text())
-
-
-def test_two_processes_do_what_one_does(folder, two):
-    first, second = two["digests"]
-    assert len(first) == STEPS
-    assert len(set(first)) == STEPS
-    assert first == second
-    rows, expected = read_metrics(folder / "two"), read_metrics(folder / "straight")
-    assert_rows_close(rows, expected)
-    assert all(0 < row["measured_utilisation"] <= 1 for row in rows)
-
-
-def assert_rows_close(rows, expected):
-    """To rounding."""
-    assert len(rows) == len(expected)
-    for row, other in zip(without_times(rows), without_times(expected)):
-        assert row.keys() == other.keys()
-        for name, value in other.items():
-            if name == "validation":
-                for source, errors in value.items():
-                    assert row[name][source] == pytest.approx(errors, rel=1e-4)
-            else:
-                assert row[name] == pytest.approx(value, rel=1e-4), name
-
-
-def test_a_signal_to_one_rank_stops_both_and_one_process_goes_on_from_there(folder, two):
-    assert two["stopped"] == ["step-00000003"] * 2
-    assert verify_checkpoint(folder / "stopped" / "step-00000003")["processes"] == 2
-    loop.pretrain(settings(folder / "data", folder / "stopped", resume_from_checkpoint="latest"))
-    rows, expected = read_metrics(folder / "stopped"), read_metrics(folder / "straight")
-    assert_rows_close(rows[3:], expected[3:])
-
-
-def test_groups_with_different_numbers_of_micro_batches_have_the_gradient_of_one_process(folder, two, tmp_path):
-    assert [sorted(counts) for counts in two["counts"]] == [[1, SLOTS - 1]] * 3
-    changes = {"mode": "variable", "max_steps": 3, "validation_steps": 0}
-    loop.pretrain(settings(folder / "data", tmp_path, **changes))
-    assert_rows_close(read_metrics(folder / "variable"), read_metrics(tmp_path))
 
 
 class Hub:

@@ -1,9 +1,5 @@
-"""Groups and members: one process, strategies that do not fit, and four processes under DDP, FSDP2 and HSDP."""
+"""Groups and members: one process, and strategies that do not fit; test_distributed.py has several processes."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -78,44 +74,3 @@ def accelerator(kind, world=4, rank=0, fsdp2=True, place=None, **sizes):
 def test_strategies_that_do_not_fit_are_refused(given, message):
     with pytest.raises(ValueError, match=message):
         Topology.from_accelerator(given)
-
-
-FOUR_PROCESSES = """
-import dataclasses, json, sys
-from accelerate import Accelerator, PartialState
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, ParallelismConfig
-from walrus_hf.training.topology import Topology
-
-def place(fsdp, **sizes):
-    AcceleratorState._reset_state()
-    # Accelerate knows FSDP on accelerators only; with this it takes the CPU for one.
-    kind = DistributedType.MULTI_GPU if fsdp else DistributedType.MULTI_CPU
-    PartialState(cpu=True)._shared_state["distributed_type"] = kind
-    plugin = FullyShardedDataParallelPlugin(fsdp_version=2) if fsdp else None
-    config = ParallelismConfig(**sizes) if sizes else None
-    found = Accelerator(cpu=True, fsdp_plugin=plugin, parallelism_config=config)
-    assert found.is_fsdp2 == fsdp
-    return dataclasses.astuple(Topology.from_accelerator(found))
-
-found = {
-    "ddp": place(False), "fsdp": place(True),
-    "hsdp": place(True, dp_replicate_size=2, dp_shard_size=2),
-}
-rank = PartialState().process_index
-with open(f"{sys.argv[1]}/{rank}.json", "w") as file:
-    json.dump(found, file)
-PartialState().destroy_process_group()
-"""
-
-
-def test_four_processes_find_their_places_under_every_strategy(tmp_path):
-    script = tmp_path / "four.py"
-    script.write_text(FOUR_PROCESSES)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "4"]
-    done = subprocess.run([*launch, str(script), str(tmp_path)], capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr
-    found = [json.loads(Path(tmp_path / f"{rank}.json").read_text()) for rank in range(4)]
-    assert [f["ddp"] for f in found] == [[4, 1, rank, 0] for rank in range(4)]
-    assert [f["fsdp"] for f in found] == [[1, 4, 0, rank] for rank in range(4)]
-    assert [f["hsdp"] for f in found] == [[2, 2, *divmod(rank, 2)] for rank in range(4)]

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env, set_seed
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
@@ -250,6 +250,9 @@ def make_accelerator(arguments: PretrainingArguments) -> Accelerator:
 def check_strategy(accelerator: Accelerator, topology: Topology, asked: str | None) -> None:
     """Refuse to start under another strategy than the one asked for: Accelerate falls back to DDP in silence.
 
+    Args:
+        asked: for by the settings, if they do; else what the launcher was configured for counts.
+
     Raises:
         ValueError: another one is in force, or FSDP2 in mixed precision.
     """
@@ -261,9 +264,10 @@ def check_strategy(accelerator: Accelerator, topology: Topology, asked: str | No
     found = "hsdp" if topology.groups > 1 else "fsdp2"
     if not accelerator.is_fsdp2:
         found = "single" if topology.world_size == 1 else "ddp"
-    if asked is not None and asked != found:
+    launched_sharded = parse_flag_from_env("ACCELERATE_USE_FSDP")
+    if (asked is not None and asked != found) or (launched_sharded and not accelerator.is_fsdp2):
         raise ValueError(
-            f"strategy: expected {asked}, found {found} with {topology.world_size} processes "
+            f"strategy: expected {asked or 'fsdp2 or hsdp'}, found {found} with {topology.world_size} processes "
             f"({accelerator.distributed_type.value}); give the matching --config_file to `accelerate launch`"
         )
 

@@ -79,12 +79,17 @@ def score(forecast: Trajectory, truth: Trajectory) -> dict[str, np.ndarray]:
 
 
 def persistence(context: Trajectory, steps: int) -> Trajectory:
-    """The forecast that nothing changes: the last frame of `context`, `steps` times. A model must beat it."""
+    """The forecast that nothing changes: the last frame of `context`, `steps` times. A model must beat it.
+
+    The frames are read-only views of that one frame: they take no memory.
+    """
     if steps < 1:
         raise ValueError(f"steps: expected at least 1, found {steps}")
     return dataclasses.replace(
         context,
-        fields={name: np.repeat(values[-1:], steps, axis=0) for name, values in context.fields.items()},
+        fields={
+            name: np.broadcast_to(values[-1], (steps, *values.shape[1:])) for name, values in context.fields.items()
+        },
         ensemble=None,
         time=context.time + context.num_frames * context.dt,
     )

@@ -1,115 +1,150 @@
-"""`walrus-hf evaluate`: scores of all trajectories beside persistence, as a table and as JSON."""
+"""`walrus-hf evaluate`: a table on the screen, and a folder with every value."""
 
 import json
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 
 from walrus_hf import WalrusPipeline, load_well, save_well
-from walrus_hf.metrics import persistence
+from walrus_hf.metrics import persistence, score
 
 from .conftest import simulation
+
+WINDOWS = ["--window", "1", "--window", "1:6"]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("WALRUS_HF_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture
 def evaluate(file, model):
-    return ["evaluate", "--model", model, "--data", file, "--from", "6"]
+    return ["evaluate", "--model", model, "--data", file, "--from", "6", *WINDOWS]
 
 
-def test_the_scores_are_those_of_the_forecasts(run, evaluate, file, model, tmp_path):
-    result = run(*evaluate, "--json", tmp_path / "scores.json", "--seed", "4")
+def test_the_table_is_that_of_the_forecasts_and_needs_no_folder(run, evaluate, file, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(*evaluate, "--seed", "4")
     assert result.code == 0, result.err
-    assert "VRMSE, median over 2 trajectories (persistence in brackets)" in result.out
-    assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
-    content = json.loads((tmp_path / "scores.json").read_text())
-    assert content["settings"] == {
-        "model": model, "revision": None, "data": file, "from": 6, "steps": 6, "seed": 4, "jitter": True,
-        "tokens_per_axis": None,
-    }  # fmt: skip
+    assert "simulation: Median VRMSE over 2 trajectories" in result.out
+    assert list(tmp_path.iterdir()) == []
     pipe = WalrusPipeline.from_pretrained(model)
-    expected = []
-    for index, found in enumerate(content["trajectories"]):
+    errors, still = [], []
+    for index in range(2):
         truth = load_well(file, index)
-        predicted = pipe.predict(truth.frames(0, 6), 6, seed=4 + index, progress=False)
-        scores = pipe.evaluate(predicted, truth)
-        assert found["model"]["pressure"] == pytest.approx(scores["pressure"], rel=1e-5)
-        still = pipe.evaluate(persistence(truth.frames(0, 6), 6), truth)
-        assert found["persistence"]["velocity"] == pytest.approx(still["velocity"], rel=1e-5)
-        expected.append(scores["pressure"]["1:6"])
-    median = content["median_vrmse"]["model"]["pressure"]["1:6"]
-    assert median == pytest.approx(np.median(expected), rel=1e-5)
-    assert f"{median:.4f}" in result.out
+        forecast = pipe.predict(truth.frames(0, 6), 6, seed=4, progress=False)
+        errors.append(score(forecast, truth.frames(6))["pressure"].mean())
+        still.append(score(persistence(truth.frames(0, 6), 6), truth.frames(6))["pressure"].mean())
+    (row,) = [line for line in result.out.splitlines() if "pressure" in line and "model" in line]
+    assert f" {np.median(errors):.4f} " in row
+    (row,) = [line for line in result.out.splitlines() if "pressure" in line and "persistence" in line]
+    assert f" {np.median(still):.4f} " in row
 
 
-def test_steps_and_trajectories_can_be_limited(run, evaluate, tmp_path):
-    result = run(*evaluate, "--steps", "2", "--trajectories", "1", "--json", tmp_path / "scores.json")
+def test_the_folder_holds_table_json_and_parquet(run, evaluate, model, tmp_path):
+    output = tmp_path / "results"
+    result = run(*evaluate, "--output", output, "--baseline", "linear_extrapolation", "--keep", "1")
     assert result.code == 0, result.err
-    assert "median over 1 trajectories" in result.out
-    content = json.loads((tmp_path / "scores.json").read_text())
-    assert list(content["median_vrmse"]["model"]["all fields"]) == ["1:1", "1:2"]
-    assert len(content["trajectories"]) == 1
+    assert f"wrote {output}" in result.out
+    assert {str(p.relative_to(output)) for p in output.rglob("*") if p.is_file()} == {
+        "results.json", "table.md", "trajectories.parquet", "forecasts/simulation-0-forecast.hdf5",
+        "forecasts/simulation-0-truth.hdf5",
+    }  # fmt: skip
+    content = json.loads((output / "results.json").read_text())
+    assert content["format"] == "walrus_hf.evaluation/1"
+    assert content["model"]["name"] == model
+    assert content["protocol"]["start"] == 6
+    assert content["protocol"]["windows"] == {"1": [1, 1], "1:6": [1, 6]}
+    assert content["protocol"]["jitter"] is True
+    found = content["scenarios"]["simulation"]["forecasters"]
+    assert list(found) == ["model", "persistence", "linear_extrapolation"]
+    table = pandas.read_parquet(output / "trajectories.parquet")
+    assert len(table) == 3 * 2 * 2 * 6  # forecasters, trajectories, fields, steps
+    mine = table[(table.forecaster == "model") & (table.field == "velocity")]
+    mean = mine.groupby("trajectory").vrmse.mean().mean()
+    assert found["model"]["windows"]["1:6"]["velocity"]["mean"] == pytest.approx(mean)
+    assert f"{mean:.4f}" in (output / "table.md").read_text()
+    assert load_well(output / "forecasts" / "simulation-0-forecast.hdf5").num_frames == 6
 
 
-def test_a_forecast_that_blows_up_is_null_in_the_json(run, evaluate, tmp_path, monkeypatch):
-    predict = WalrusPipeline.predict
+def test_several_data_may_follow_and_names_are_kept_apart(run, evaluate, tmp_path):
+    other = tmp_path / "simulation.hdf5"
+    save_well(simulation(9, seed=5), other)
+    result = run(*evaluate, other, "--data", save_well(simulation(2), tmp_path / "short.hdf5"), "--trajectories", "1")
+    assert result.code == 0, result.err
+    assert "simulation: Median VRMSE over 1 trajectory" in result.out
+    assert "simulation-2: Median VRMSE over 1 trajectory" in result.out
+    assert "short: No forecast" in result.out
+    assert "note: short: 1 of 1 trajectories are too short to forecast" in result.out
+    assert "note: simulation-2: window 1:6 fits 0 of 1 trajectories: it needs 6 steps, found 3" in result.out
 
-    def blown_up(self, *arguments, **kwargs):
-        forecast = predict(self, *arguments, **kwargs)
-        forecast.fields["pressure"][2:] = np.nan
-        return forecast
 
-    monkeypatch.setattr(WalrusPipeline, "predict", blown_up)
-    assert run(*evaluate, "--json", tmp_path / "scores.json").code == 0
-    text = (tmp_path / "scores.json").read_text()
-    assert "NaN" not in text
-    assert json.loads(text)["median_vrmse"]["model"]["pressure"]["1:6"] is None
+def test_the_published_windows_and_start_are_the_default(run, file, model):
+    result = run("evaluate", "--model", model, "--data", file, "--protocol", "walrus")
+    assert result.code == 0, result.err
+    assert "1:20" in result.out
+    assert "note: simulation: start moved from frame 17 to 11 in 2 of 2 trajectories" in result.out
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--from", "1"), "--from 1: expected a frame from 2 to 11, with 2 frames before it to forecast from"),
-        (("--from", "12"), "--from 12: expected a frame from 2 to 11"),
-        (("--steps", "7"), "--steps 7: expected at most 6, the frames of the file from frame 6 on"),
+        (("--from", "1"), "Invalid value for '--from'"),
+        (("--batch-size", "9"), "Invalid value for '--batch-size'"),
+        (("--window", "20:1"), "window '20:1': expected 1 <= first step <= last step"),
+        (("--window", "x"), "expected a lead time or two, such as 1 or 11:30"),
+        (("--protocol", "mine"), "--protocol: expected 'walrus'"),
+        (("--baseline", "gone"), "expected the folder of a trained baseline or one of persistence"),
+        (("--ensemble", "2", "--no-jitter"), "without jitter all members are equal"),
+        (("--split", "all"), "split: expected one of train, valid, test"),
         (("--field-name", "="), "--field-name: expected OWN=KNOWN"),
-        (("--json", "scores.txt"), "expected a file name ending in .json"),
-        (("--json", "gone/scores.json"), "create it first"),
-        (("--data", "gone.hdf5"), "expected an HDF5 file, found none"),
+        (("--data", "gone"), "unknown scenario 'gone'"),
         (("--model", "./gone"), "expected the folder of a checkpoint, found none"),
-        (("--tokens-per-axis", "0"), "at least one token"),
     ],
 )
-def test_options_that_make_no_sense_are_refused_in_one_line(refused, evaluate, options, message):
-    assert message in refused(*evaluate, *options)
+def test_options_that_make_no_sense_are_refused(run, evaluate, options, message, tmp_path):
+    result = run(*evaluate, *options, "--output", tmp_path / "results")
+    assert result.code == 2
+    assert message in " ".join(result.err.replace("│", " ").split())
+    assert "Traceback" not in result.err
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_is_too_short_is_refused(refused, model, tmp_path):
-    short = save_well(simulation(2), tmp_path / "short.hdf5")
-    assert "found a file of 2 frames" in refused("evaluate", "--model", model, "--data", short, "--from", "2")
+def test_tokens_that_cannot_be_are_a_line_beside_the_baselines(run, evaluate):
+    result = run(*evaluate, "--tokens-per-axis", "0")
+    assert result.code == 0
+    assert "note: simulation: the model cannot forecast this" in result.out
 
 
-def test_existing_scores_are_kept_unless_they_may_be_overwritten(refused, run, evaluate, tmp_path):
-    scores = tmp_path / "scores.json"
-    scores.write_text("old")
-    assert "scores.json exists" in refused(*evaluate, "--json", scores)
-    assert run(*evaluate, "--steps", "1", "--json", scores, "--overwrite").code == 0
-    assert json.loads(scores.read_text())["settings"]["steps"] == 1
+def test_existing_results_are_kept_unless_they_may_be_overwritten(refused, run, evaluate, tmp_path):
+    output = tmp_path / "results"
+    assert run(*evaluate, "--output", output, "--steps", "1").code == 0
+    assert "holds results already" in refused(*evaluate, "--output", output)
+    assert run(*evaluate, "--output", output, "--steps", "2", "--overwrite").code == 0
+    assert json.loads((output / "results.json").read_text())["protocol"]["steps"] == 2
+    file = tmp_path / "file"
+    file.write_text("mine")
+    assert "expected a folder for the results, found a file" in refused(*evaluate, "--output", file)
 
 
-@pytest.mark.parametrize("old", [False, True])
-def test_a_full_disk_leaves_no_half_written_scores(run, evaluate, tmp_path, monkeypatch, old):
-    scores = tmp_path / "scores.json"
-    if old:
-        scores.write_text("old")
+def test_a_full_disk_stops_with_one_line_and_leaves_the_old_results(run, evaluate, tmp_path, monkeypatch):
+    output = tmp_path / "results"
+    assert run(*evaluate, "--output", output, "--steps", "1").code == 0
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
     write = Path.write_text
 
     def half(self, text, **kwargs):
         write(self, text[:100])
-        raise OSError(28, "No space left on device")
+        if "simulation-1" in self.name:
+            raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", half)
-    result = run(*evaluate, "--steps", "1", "--json", scores, *["--overwrite"] * old)
+    result = run(*evaluate, "--output", output, "--steps", "2", "--overwrite")
     assert result.code == 1
-    assert "scores.json: expected to write the file, found No space left on device" in result.err.splitlines()[-1]
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == ({"scores.json": "old"} if old else {})
+    last = result.err.splitlines()[-1]
+    assert "simulation-1.json: expected to write the file, found No space left on device" in last
+    assert {path: path.read_bytes() for path in before} == before
+    assert not list((output / "partial").glob("*simulation-1*"))

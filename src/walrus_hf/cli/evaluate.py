@@ -19,7 +19,6 @@ from .options import (
     Tokens,
     load_pipeline,
     print_table,
-    writing,
 )
 
 
@@ -86,11 +85,10 @@ def evaluate(
     )  # fmt: skip
     baselines = {Path(name).name: load_baseline(name) for name in baseline or ()}
     pipe = load_pipeline(model, revision, device, field_name)
-    with writing(output or Path("results")):
-        results = run(
-            pipe, [*data, *(more_data or ())], output, settings, baselines, model_name=model, base_path=base_path,
-            batch_size=batch_size, workers=workers, kept_forecasts=keep, overwrite=overwrite,
-        )  # fmt: skip
+    results = run(
+        pipe, [*data, *(more_data or ())], output, settings, baselines, model_name=model, base_path=base_path,
+        batch_size=batch_size, workers=workers, kept_forecasts=keep, overwrite=overwrite,
+    )  # fmt: skip
     for name, scenario in results["scenarios"].items():
         head, *rows = table_lines(scenario, results["protocol"]["windows"], intervals=False)
         typer.echo()

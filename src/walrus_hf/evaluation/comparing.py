@@ -173,7 +173,7 @@ def _row(
     both = np.isinf(a) & np.isinf(b)
     found: dict[str, Any] = {"median": np.nan, "median_low": np.nan, "median_high": np.nan}
     if not both.all():
-        found = summary((b - a)[~both] if both.any() else b - a, protocol)
+        found = summary(b[~both] - a[~both], protocol)
     return {
         "scenario": scenario, "field": field, "window": window, "count": len(a), "first": float(median(a)),
         "second": float(median(b)), "difference": found["median"], "low": found["median_low"],

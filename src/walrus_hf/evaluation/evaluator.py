@@ -33,6 +33,10 @@ from .scoring import Scores, TrajectoryGrid, TruthFrame
 from .sources import EvaluatedScenario, EvaluatedTrajectory, digest, open_scenarios
 
 MODEL, PERSISTENCE = "model", "persistence"
+PUBLISHED_NOTE = (
+    "published numbers are of models fine-tuned on this scenario, with window 1 over all possible starts "
+    "(published_results.json says more)"
+)
 # How the frames of a batch arrive: one frame, or the reason why there is none, for each trajectory.
 Frames = Iterator[Sequence[Frame | str]]
 
@@ -131,6 +135,8 @@ def _summary(scenario: EvaluatedScenario, folder: EvaluationFolder, protocol: Pr
     facts = {**scenario.describe(), "notes": scenario.notes}
     found = scenario_results(facts, folder.records(scenario.name), protocol)
     published = [] if scenario.scenario is None else published_for(scenario.scenario.name)
+    if any(entry["window"] in protocol.windows for entry in published):
+        found["notes"] = [*found["notes"], PUBLISHED_NOTE]
     return {**found, "published": published}
 
 

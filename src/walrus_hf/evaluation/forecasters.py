@@ -15,6 +15,7 @@ from torch import Tensor
 from ..data.scenarios import Scenario
 from ..data.streams import scenario_processor
 from ..fields import Trajectory
+from ..jitter import warn_unmeasured
 from ..normalization import delta_scales
 from ..pipeline_walrus import WalrusPipeline
 from ..processing_walrus import WalrusProcessor
@@ -80,10 +81,11 @@ class WalrusForecaster:
             fields, context.boundary_conditions, constants, context.axes, context.dt, context.name, context.time,
             context.coordinates, context.obstacle_mask, grid_type=context.grid_type,
         )  # fmt: skip
+        self.processor.channels(kept)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            self.processor.channels(kept)
-            self.processor.plan(kept.grid, kept.boundary_conditions, self.tokens_per_axis, jitter=False)
+            plan = self.processor.plan(kept.grid, kept.boundary_conditions, self.tokens_per_axis, jitter=False)
+            warn_unmeasured(plan, set())  # the processor warns of a grid once
         lines = [f"field {name!r} is not in the model's vocabulary: left out and not scored" for name in left_out]
         for line in [*lines, *(str(warning.message) for warning in caught)]:
             self.note(line)

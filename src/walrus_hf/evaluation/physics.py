@@ -83,7 +83,7 @@ def spacings(trajectory: Trajectory) -> list[float]:
 def relative_divergence(
     vector: np.ndarray, spacing: Sequence[float], boundary_conditions: Sequence[tuple[int, int]]
 ) -> float:
-    """RMS of the divergence over the RMS of the gradient: 0 for a solenoidal field, 1 for random noise.
+    """RMS of the divergence over the RMS of the gradient: 0 for a solenoidal field, 1 / sqrt(d) for noise.
 
     Central differences of second order, one-sided at sides that are not periodic. Their own error is in it: compare
     with the same number of the truth.

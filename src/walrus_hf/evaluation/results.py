@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import itertools
 import json
 import math
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -271,7 +273,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         for statistic in ("median", "mean") if scenario["trajectories"] else ():
             head, *rows = table_lines(scenario, windows, statistic)
             align = ["---", "---", *["---:"] * (len(head) - 2)]
-            lines += ["", f"{title(scenario, statistic).capitalize()}:", ""]
+            lines += ["", f"{title(scenario, statistic)}:", ""]
             lines += [
                 "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in [head, align, *rows]
             ]
@@ -282,7 +284,9 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 def title(scenario: Mapping[str, Any], statistic: str = "median") -> str:
     n = scenario["trajectories"]
-    return f"{statistic} VRMSE over {n} {'trajectory' if n == 1 else 'trajectories'}" if n else "no forecast"
+    return (
+        f"{statistic.capitalize()} VRMSE over {n} {'trajectory' if n == 1 else 'trajectories'}" if n else "No forecast"
+    )
 
 
 def note_lines(results: Mapping[str, Any]) -> list[str]:
@@ -298,12 +302,29 @@ def versions() -> dict[str, str]:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Under a temporary name, then moved; numbers that are not finite become null, which JSON can hold."""
-    _write(path, json.dumps(finite(content), indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(finite(content), indent=1, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
     """Under a temporary name, then moved."""
-    _write(path, text)
+    with _writing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[Path]:
+    """A temporary name that is moved into place at the end; errors of the disk name the file and how to mend them."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(
+            error.errno or errno.EIO,
+            f"{path}: expected to write the file, found {error.strerror or error}; free space or choose another folder",
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_parquet(path: Path, tables: Iterable[Mapping[str, list]]) -> None:
@@ -312,21 +333,8 @@ def write_parquet(path: Path, tables: Iterable[Mapping[str, list]]) -> None:
 
     frames = [pandas.DataFrame(table) for table in tables]
     whole = pandas.concat(frames).astype({"trajectory": "int64", "lead_time": "int64"})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with _writing(path) as temporary:
         whole.to_parquet(temporary, index=False)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def finite(value: Any) -> Any:

@@ -28,10 +28,16 @@ def median(values: np.ndarray) -> np.ndarray:
         return np.median(values, axis=0)
 
 
+def mean(values: np.ndarray) -> np.ndarray:
+    """Over the first axis; infinite where one value is, NaN where infinite ones differ in sign."""
+    with np.errstate(invalid="ignore"):
+        return values.mean(axis=0)
+
+
 def summary(values: np.ndarray, protocol: Protocol) -> dict[str, float]:
     """Median and mean of values (trajectories,) with their intervals; a single trajectory has none."""
-    found = {"median": float(median(values)), "mean": float(values.mean())}
-    for kind, statistic in (("median", median), ("mean", lambda x: x.mean(axis=0))):
+    found = {"median": float(median(values)), "mean": float(mean(values))}
+    for kind, statistic in (("median", median), ("mean", mean)):
         low, high = np.nan, np.nan
         if len(values) > 1:
             low, high = interval(statistic(values[draws(len(values), protocol)].T), protocol.level)

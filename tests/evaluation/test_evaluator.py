@@ -1,0 +1,468 @@
+"""An evaluation gives the errors of the pipeline's own forecasts, however it is batched, read, stopped or repeated."""
+
+import dataclasses
+import json
+import types
+
+import numpy as np
+import pandas
+import pytest
+import torch
+
+from walrus_hf import WalrusPipeline, load_well, save_well
+from walrus_hf.evaluation import Protocol, evaluate
+from walrus_hf.evaluation import evaluator as module
+from walrus_hf.evaluation.evaluator import read_ahead
+from walrus_hf.metrics import nrmse, persistence, score
+from walrus_hf.modeling_walrus import WalrusForPrediction
+
+from ..small_model import small_model
+from .conftest import QUICK, WINDOWS, Named, noise
+
+
+def run(pipe, data, output=None, protocol=QUICK, **kwargs):
+    return evaluate(pipe, data, output, protocol, progress=False, **kwargs)
+
+
+def table_of(folder):
+    return pandas.read_parquet(folder / "trajectories.parquet")
+
+
+def errors_of(folder, forecaster="model", field="pressure", trajectory=0, kind="vrmse"):
+    table = table_of(folder)
+    rows = (table.forecaster == forecaster) & (table.field == field) & (table.trajectory == trajectory)
+    return table[rows].sort_values("lead_time")[kind].to_numpy()
+
+
+def test_errors_are_those_of_the_pipelines_forecasts(pipe, runs, tmp_path):
+    results = run(pipe, runs, tmp_path / "out", dataclasses.replace(QUICK, seed=3))
+    means = []
+    for i in range(3):
+        truth = load_well(runs, i)
+        forecast = pipe.predict(truth.frames(0, 6), 6, seed=3, progress=False)
+        expected = score(forecast, truth.frames(6))
+        still = score(persistence(truth.frames(0, 6), 6), truth.frames(6))
+        for field in ("pressure", "velocity"):
+            np.testing.assert_allclose(
+                errors_of(tmp_path / "out", field=field, trajectory=i), expected[field], rtol=1e-5
+            )
+            found = errors_of(tmp_path / "out", "persistence", field, i)
+            np.testing.assert_allclose(found, still[field], rtol=1e-5)
+        norm = nrmse(forecast.fields["pressure"], truth.fields["pressure"][6:], (1, 2))
+        np.testing.assert_allclose(errors_of(tmp_path / "out", trajectory=i, kind="nrmse"), norm, rtol=1e-5)
+        means.append(np.mean([expected["pressure"], expected["velocity"]], axis=0))
+    found = results["scenarios"]["runs"]["forecasters"]["model"]
+    for name, (first, last) in WINDOWS.items():
+        of_windows = np.mean(means, axis=0)[first - 1 : last].mean(), np.array(means)[:, first - 1 : last].mean(axis=1)
+        assert found["windows"][name]["mean of fields"]["mean"] == pytest.approx(of_windows[0], rel=1e-5)
+        assert found["windows"][name]["mean of fields"]["median"] == pytest.approx(np.median(of_windows[1]), rel=1e-5)
+        assert found["windows"][name]["mean of fields"]["count"] == 3
+    assert found["lead_time"]["mean of fields"]["median"] == pytest.approx(np.median(means, axis=0).tolist(), rel=1e-5)
+
+
+def test_errors_are_the_wells_of_the_forecasts_that_are_kept(pipe, runs, tmp_path):
+    well = pytest.importorskip("the_well.benchmark.metrics.spatial")
+    results = run(pipe, runs, tmp_path / "out", kept_forecasts=2)
+    meta = types.SimpleNamespace(n_spatial_dims=2)
+    assert [entry["trajectory"] for entry in results["forecast_files"]] == [0, 1]
+    for entry in results["forecast_files"]:
+        forecast, truth = (load_well(tmp_path / "out" / entry[kind]) for kind in ("forecast", "truth"))
+        assert truth.time == forecast.time == pytest.approx(3.0)
+        for field, rank in (("pressure", 0), ("velocity", 1)):
+            both = [torch.tensor(x.fields[field], dtype=torch.float64) for x in (forecast, truth)]
+            both = [x if rank else x[..., None] for x in both]
+            expected = well.VRMSE()(*both, meta).mean(-1).numpy()
+            found = errors_of(tmp_path / "out", field=field, trajectory=entry["trajectory"])
+            np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_no_digit_depends_on_workers_and_one_step_hardly_on_the_batch(pipe, runs, tmp_path):
+    files = [runs, save_well([noise(seed=7, grid=(8, 16, 8))], tmp_path / "volume.hdf5")]
+    for name, settings in {"plain": {}, "threads": {"workers": 3}, "batch": {"batch_size": 3}}.items():
+        run(pipe, files, tmp_path / name, **settings)
+    for file in ("results.json", "table.md"):
+        assert (tmp_path / "plain" / file).read_text() == (tmp_path / "threads" / file).read_text()
+    assert table_of(tmp_path / "plain").equals(table_of(tmp_path / "threads"))
+    one, batched = (table_of(tmp_path / name) for name in ("plain", "batch"))
+    first = one.lead_time == 1
+    np.testing.assert_allclose(batched.vrmse[first], one.vrmse[first], rtol=1e-5)
+    np.testing.assert_allclose(batched.vrmse, one.vrmse, rtol=0.05)
+
+
+def test_batches_hold_alike_trajectories_of_one_group_of_seeds(pipe, tmp_path, monkeypatch):
+    long, short = noise(frames=9), noise(frames=8)
+    files = tmp_path / "mixed"
+    files.mkdir()
+    save_well([dataclasses.replace(long, name=f"a_{i}") for i in range(10)], files / "a.hdf5")
+    save_well([dataclasses.replace(short, name="b_0")], files / "b.hdf5")
+    sizes, rollout = [], WalrusForPrediction.rollout
+
+    def counted(self, *args, **kwargs):
+        sizes.append(len(kwargs["field_values"]))
+        return rollout(self, *args, **kwargs)
+
+    monkeypatch.setattr(WalrusForPrediction, "rollout", counted)
+    results = run(pipe, files, tmp_path / "out", batch_size=5, kept_forecasts=0)
+    assert sizes == [5, 3, 2, 1]  # eight share a seed
+    assert results["scenarios"]["mixed"]["frames"] == [8, 9]
+    windows = results["scenarios"]["mixed"]["forecasters"]["model"]["windows"]
+    assert windows["1"]["pressure"]["count"] == 11
+    assert "1:4" not in windows
+    errors = [errors_of(tmp_path / "out", trajectory=i) for i in range(10)]
+    np.testing.assert_allclose(errors[0], errors[7], rtol=1e-5)
+    assert not np.allclose(errors[0], errors[8], rtol=1e-5)
+
+
+def test_reading_ahead_keeps_the_order_and_begins_no_more_than_asked():
+    begun = []
+
+    def reads():
+        for i in range(10):
+            begun.append(i)
+            yield lambda i=i: i
+
+    found = read_ahead(reads(), workers=2)
+    assert next(found) == 0
+    assert begun == [0, 1, 2]
+    assert list(found) == list(range(1, 10))
+
+
+# --- stopping and going on ------------------------------------------------------------------------------------------
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The trajectories that are forecast; the one after `stop_after` kills the evaluation."""
+    forecast, state = module._Run._batch, {"numbers": [], "stop_after": 99}
+
+    def batch(self, data, walrus, trajectories, stream):
+        if len(state["numbers"]) >= state["stop_after"]:
+            raise KilledError
+        state["numbers"] += [t.number for t in trajectories]
+        return forecast(self, data, walrus, trajectories, stream)
+
+    monkeypatch.setattr(module._Run, "_batch", batch)
+    return state
+
+
+def test_an_evaluation_that_was_killed_goes_on_without_repeating_anything(pipe, runs, tmp_path, counted):
+    run(pipe, runs, tmp_path / "whole")
+    counted.update(numbers=[], stop_after=2)
+    with pytest.raises(KilledError):
+        run(pipe, runs, tmp_path / "out")
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["partial"]
+    counted.update(numbers=[], stop_after=99)
+    run(pipe, runs, tmp_path / "out")
+    assert counted["numbers"] == [2]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        "forecasts", "results.json", "table.md", "trajectories.parquet",
+    ]  # fmt: skip
+    for file in ("results.json", "table.md"):
+        assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_a_part_of_another_evaluation_is_not_continued(pipe, runs, tmp_path, counted):
+    counted["stop_after"] = 1
+    with pytest.raises(KilledError):
+        run(pipe, runs, tmp_path / "out")
+    counted["stop_after"] = 99
+    other = dataclasses.replace(QUICK, seed=1)
+    with pytest.raises(FileExistsError, match=r"another evaluation \(protocol.seed: 0, now 1\).*--overwrite"):
+        run(pipe, runs, tmp_path / "out", other)
+    model = WalrusPipeline(small_model(field2id=None))
+    with pytest.raises(FileExistsError, match="another evaluation"):
+        run(model, runs, tmp_path / "out")
+    with pytest.raises(FileExistsError, match="another evaluation"):
+        run(pipe, save_well([noise(seed=9)], tmp_path / "runs.hdf5"), tmp_path / "out")
+    with pytest.raises(FileExistsError, match="another evaluation"):
+        run(pipe, runs, tmp_path / "out", baselines={"mine": Named(persistence)})
+    counted["numbers"] = []
+    run(pipe, runs, tmp_path / "out", other, overwrite=True)
+    assert counted["numbers"] == [0, 1, 2]
+
+
+def test_results_are_kept_until_new_ones_replace_them(pipe, runs, tmp_path, counted):
+    run(pipe, runs, tmp_path / "out")
+    old = {file: file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()}
+    with pytest.raises(FileExistsError, match="holds results already"):
+        run(pipe, runs, tmp_path / "out")
+    other = dataclasses.replace(QUICK, seed=1)
+    counted.update(numbers=[], stop_after=2)
+    with pytest.raises(KilledError):
+        run(pipe, runs, tmp_path / "out", other, overwrite=True, kept_forecasts=1)
+    assert {file: file.read_bytes() for file in old} == old
+    counted.update(numbers=[], stop_after=99)
+    (tmp_path / "out" / "mine.txt").write_text("kept")
+    run(pipe, runs, tmp_path / "out", other, overwrite=True, kept_forecasts=1)
+    assert counted["numbers"] == [2]
+    assert (tmp_path / "out" / "mine.txt").read_text() == "kept"
+    assert len(list((tmp_path / "out" / "forecasts").iterdir())) == 2
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["protocol"]["seed"] == 1
+
+
+def test_without_a_folder_nothing_is_written(pipe, runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    results = run(pipe, runs)
+    assert results["scenarios"]["runs"]["trajectories"] == 3
+    assert not [file for file in tmp_path.iterdir() if file.name != "cache"]
+
+
+# --- what can go wrong ----------------------------------------------------------------------------------------------
+
+
+def test_a_forecast_that_overflows_is_a_failure_with_its_step_and_nobody_elses(pipe, runs, tmp_path, monkeypatch):
+    rollout = WalrusForPrediction.rollout
+
+    def blown_up(self, *args, **kwargs):
+        for step, state in enumerate(rollout(self, *args, **kwargs), 1):
+            state = state.clone()
+            if step >= 3:
+                state[1, 0] = torch.inf  # the second trajectory of the batch
+            yield state
+
+    whole = run(pipe, runs, tmp_path / "whole", batch_size=3)
+    monkeypatch.setattr(WalrusForPrediction, "rollout", blown_up)
+    results = run(pipe, runs, tmp_path / "out", batch_size=3)
+    found = results["scenarios"]["runs"]
+    assert found["forecasters"]["model"]["failures"] == [
+        {"trajectory": 1, "step": 3, "reason": "field 'pressure' is not finite"}
+    ]
+    assert found["forecasters"]["persistence"]["failures"] == []
+    assert "model: 1 of 3 forecasts failed, the first at step 3" in found["notes"]
+    window = found["forecasters"]["model"]["windows"]["1:4"]["mean of fields"]
+    assert (window["failed"], window["count"], window["mean"]) == (1, 3, np.inf)
+    before = whole["scenarios"]["runs"]["forecasters"]["model"]["windows"]
+    assert found["forecasters"]["model"]["windows"]["1"] == before["1"]
+    np.testing.assert_array_equal(np.isinf(errors_of(tmp_path / "out", trajectory=1)), [False] * 2 + [True] * 4)
+    for other in (0, 2):
+        expected = errors_of(tmp_path / "whole", trajectory=other)
+        np.testing.assert_array_equal(errors_of(tmp_path / "out", trajectory=other), expected)
+    stored = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert stored["scenarios"]["runs"]["forecasters"]["model"]["windows"]["1:4"]["pressure"]["mean"] is None
+    assert "1 of 3 failed" in (tmp_path / "out" / "table.md").read_text()
+    assert load_well(tmp_path / "out" / "forecasts" / "runs-1-forecast.hdf5").num_frames == 2
+
+
+def test_fields_that_the_model_does_not_know_are_left_out_and_noted(pipe, tmp_path):
+    fields = noise().fields
+    own = noise(**fields, vorticity=fields["pressure"] ** 2)
+    own.constant_fields["porosity"] = np.ones((16, 12))
+    results = run(pipe, save_well(own, tmp_path / "own.hdf5"), tmp_path / "out")
+    found = results["scenarios"]["own"]
+    assert found["fields"] == ["pressure", "velocity"]
+    for name in ("vorticity", "porosity"):
+        assert f"field '{name}' is not in the model's vocabulary: left out and not scored" in found["notes"]
+    alone = run(pipe, save_well(noise(), tmp_path / "alone.hdf5"))["scenarios"]["alone"]["forecasters"]["model"]
+    assert found["forecasters"]["model"]["windows"] == alone["windows"]
+
+
+def test_other_grids_than_the_checkpoint_saw_are_noted(pipe, runs):
+    for _ in range(2):
+        notes = run(pipe, runs)["scenarios"]["runs"]["notes"]
+        assert sum("(16, 12, 1) is outside the published stride table" in note for note in notes) == 1
+
+
+def test_data_that_the_model_cannot_forecast_leave_the_baselines(pipe, tmp_path):
+    strange = noise(vorticity=np.random.default_rng(0).normal(size=(12, 16, 12)).cumsum(0))
+    narrow = noise(grid=(16, 4))
+    files = [
+        save_well(data, tmp_path / f"{name}.hdf5") for name, data in {"strange": strange, "narrow": narrow}.items()
+    ]
+    results = run(pipe, files, tmp_path / "out")["scenarios"]
+    for name, why in {"strange": "vocabulary has none of the fields vorticity", "narrow": "cells"}.items():
+        assert list(results[name]["forecasters"]) == ["persistence"]
+        assert any("the model cannot forecast this" in note and why in note for note in results[name]["notes"])
+
+
+def test_trajectories_that_are_too_short_or_damaged_are_left_out_and_noted(pipe, tmp_path):
+    spoiled = [noise(frames=20, seed=i) for i in range(3)]
+    spoiled[1].fields["pressure"][8, 2, 2] = np.nan
+    spoiled[2].fields["velocity"][3, 2, 2] = np.inf
+    files = tmp_path / "mixed"
+    files.mkdir()
+    save_well(spoiled, files / "a.hdf5")
+    save_well(noise(frames=2), files / "b.hdf5")
+    save_well(noise(frames=5), files / "c.hdf5")
+    found = run(pipe, files, tmp_path / "out", batch_size=3)["scenarios"]["mixed"]
+    assert found["trajectories"] == 2
+    notes = "\n".join(found["notes"])
+    assert "1 of 5 trajectories are too short to forecast: expected at least 3 frames, found 2" in notes
+    assert "start moved from frame 6 to 4 in 1 of 5 trajectories, which have 5 frames" in notes
+    assert "window 3:6 fits 3 of 4 trajectories: it needs 6 steps, found 1" in notes
+    assert "trajectory 1 was left out: its truth is not finite: field 'pressure', frame 8" in notes
+    assert "trajectory 2 was left out: field 'velocity', frame 3: expected finite numbers" in notes
+    assert "trajectory 1 was left out" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_a_source_without_a_usable_trajectory_is_a_line_in_the_table(pipe, tmp_path):
+    results = run(pipe, save_well(noise(frames=2), tmp_path / "short.hdf5"), tmp_path / "out")
+    assert results["scenarios"]["short"]["trajectories"] == 0
+    assert results["scenarios"]["short"]["forecasters"] == {}
+    assert "too short to forecast" in (tmp_path / "out" / "table.md").read_text()
+    assert table_of(tmp_path / "out").empty
+
+
+def test_a_baseline_that_cannot_forecast_has_failed_and_a_wrong_one_stops_the_evaluation(pipe, runs, tmp_path):
+    def refuse(context, steps):
+        raise ValueError("expected 9 frames,\nfound 6")
+
+    found = run(pipe, runs, tmp_path / "out", baselines={"mine": Named(refuse)})["scenarios"]["runs"]["forecasters"]
+    assert found["mine"]["failures"][0] == {"trajectory": 0, "step": 1, "reason": "expected 9 frames, found 6"}
+    assert found["mine"]["windows"]["1"]["pressure"]["median"] == np.inf
+    with pytest.raises(TypeError, match="expected a forecast of fields and shapes"):
+        run(pipe, runs, baselines={"mine": Named(lambda context, steps: persistence(context, steps + 1))})
+    with pytest.raises(ValueError, match="other names than 'model'"):
+        run(pipe, runs, baselines={"model": Named(persistence)})
+
+
+def test_a_baselines_members_are_scored_as_an_ensemble(pipe, runs):
+    def members(context, steps):
+        still = persistence(context, steps)
+        spread = np.random.default_rng(0).normal(size=(5, steps, 16, 12))
+        members = {"pressure": still.fields["pressure"] + spread, "velocity": np.stack([still.fields["velocity"]] * 5)}
+        return dataclasses.replace(still, fields={n: m.mean(0) for n, m in members.items()}, ensemble=members)
+
+    found = run(pipe, runs, baselines={"mine": Named(members)})["scenarios"]["runs"]["forecasters"]
+    assert found["model"]["ensemble"] is None
+    assert found["mine"]["ensemble"]["members"] == 5
+    assert found["mine"]["ensemble"]["fields"]["pressure"]["spread"][0] > 0.1
+    assert found["mine"]["ensemble"]["fields"]["velocity"]["spread_skill"] == [0] * 6
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 9}, "batch_size: expected 1 to 8"),
+        ({"workers": -1}, "expected 0 or more"),
+        ({"protocol": Protocol(ensemble_size=2, jitter=False)}, "without jitter all members are equal"),
+        ({"data": "gone"}, "unknown scenario 'gone'"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused_before_anything_is_written(pipe, runs, tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        run(pipe, **{"data": runs, "output": tmp_path / "out", **settings})
+    assert not (tmp_path / "out").exists()
+
+
+# --- what is measured -----------------------------------------------------------------------------------------------
+
+
+def test_the_error_of_an_ensemble_is_that_of_its_mean_and_its_members_are_scored(pipe, runs, tmp_path):
+    protocol = dataclasses.replace(QUICK, ensemble_size=3, max_trajectories=1)
+    found = run(pipe, runs, tmp_path / "out", protocol)["scenarios"]["runs"]["forecasters"]["model"]
+    truth = load_well(runs)
+    forecast = pipe.predict(truth.frames(0, 6), 6, ensemble_size=3, seed=0, progress=False)
+    np.testing.assert_allclose(errors_of(tmp_path / "out"), score(forecast, truth.frames(6))["pressure"], rtol=1e-4)
+    members = found["ensemble"]["fields"]["pressure"]
+    deviation = truth.fields["pressure"][6:].reshape(6, -1).std(axis=1, ddof=1)
+    spread = np.sqrt(forecast.ensemble["pressure"].reshape(3, 6, -1).var(axis=0, ddof=1).mean(axis=1)) / deviation
+    np.testing.assert_allclose(members["spread"], spread, rtol=1e-4)
+    assert len(members["crps"]) == 6
+    histogram = members["rank_histogram"]["1:4"]
+    assert len(histogram) == 4
+    assert sum(histogram) == pytest.approx(1)
+
+
+def test_fields_that_are_read_as_logarithms_are_scored_as_logarithms(pipe, tmp_path):
+    pressure = np.exp(np.random.default_rng(0).normal(size=(12, 16, 12)).cumsum(0) / 3)
+    data = save_well(noise(pressure=pressure), tmp_path / "own.hdf5")
+    logarithms = WalrusPipeline(pipe.model)
+    logarithms.processor.log_fields = ["pressure"]
+    results = run(logarithms, data, tmp_path / "out")
+    assert results["scenarios"]["own"]["transforms"]["log_fields"] == ["pressure"]
+    truth = np.log10(load_well(data).fields["pressure"])
+    expected = score(*(noise(pressure=x) for x in (np.repeat(truth[5:6], 6, axis=0), truth[6:])))["pressure"]
+    np.testing.assert_allclose(errors_of(tmp_path / "out", "persistence"), expected, rtol=1e-5)
+    forecast = logarithms.predict(load_well(data).frames(0, 6), 6, seed=0, progress=False)
+    expected = score(*(noise(pressure=x) for x in (np.log10(forecast.fields["pressure"]), truth[6:])))["pressure"]
+    np.testing.assert_allclose(errors_of(tmp_path / "out"), expected, rtol=1e-3)
+    negative = run(logarithms, data, baselines={"mine": Named(lambda c, s: _minus(persistence(c, s)))})
+    failure = negative["scenarios"]["own"]["forecasters"]["mine"]["failures"][0]
+    assert failure["reason"] == "field 'pressure' is not positive, and has no logarithm"
+
+
+def _minus(trajectory):
+    return dataclasses.replace(trajectory, fields={name: -values for name, values in trajectory.fields.items()})
+
+
+def test_cells_inside_obstacles_do_not_count(pipe, tmp_path):
+    mask = np.zeros((16, 12), dtype=bool)
+    mask[4:8, 3:6] = True
+    truth = dataclasses.replace(noise(), obstacle_mask=mask)
+    results = run(pipe, save_well(truth, tmp_path / "own.hdf5"), tmp_path / "out")
+    assert results["scenarios"]["own"]["obstacle_cells"] == pytest.approx(12 / 192)
+    expected = score(persistence(truth.frames(0, 6), 6), truth.frames(6))["velocity"]
+    np.testing.assert_allclose(errors_of(tmp_path / "out", "persistence", "velocity"), expected, rtol=1e-5)
+
+
+def test_diagnostics_of_a_perfect_forecast_are_those_of_the_truth(pipe, runs):
+    truth = [load_well(runs, i) for i in range(3)]
+
+    def know(context, steps):
+        match = next(t for t in truth if np.array_equal(t.fields["pressure"][5], context.fields["pressure"][-1]))
+        return match.frames(6, 6 + steps)
+
+    found = run(pipe, runs, baselines={"perfect": Named(know)})["scenarios"]["runs"]["forecasters"]
+    perfect, still = found["perfect"], found["persistence"]
+    assert perfect["windows"]["3:6"]["mean of fields"]["median"] == 0
+    assert perfect["physics"]["correlation_time"]["pressure"]["not_reached"] == 3
+    assert still["physics"]["correlation_time"]["pressure"]["median"] < 7
+    for kind in ("totals", "divergence"):
+        curves = perfect["physics"][kind]["velocity"]
+        assert curves["forecast"] == curves["truth"]
+        assert curves["truth"] == still["physics"][kind]["velocity"]["truth"]
+    assert still["physics"]["totals"]["pressure"]["forecast"] == [0] * 6
+    spectra = perfect["spectra"]
+    assert spectra["bands"][:3] == [[0, 1], [1, 2], [2, 4]]
+    assert sorted(spectra["fields"]["pressure"]) == ["1", "4", "6"]
+    last = spectra["fields"]["pressure"]["6"]
+    assert last["error"] == [0] * len(spectra["bands"])
+    assert last["forecast"] == last["truth"]
+    mean = np.median([(t.fields["pressure"][11] ** 2).mean() for t in truth])
+    assert sum(last["truth"]) == pytest.approx(mean, rel=0.05)
+
+
+def test_the_published_numbers_stand_beside_those_of_the_same_scenario(pipe, tmp_path):
+    rng = np.random.default_rng(0)
+    fields = {name: rng.normal(size=(20, 128, 128)).cumsum(0) for name in ("A", "B")}
+    data = noise(grid=(128, 128), sides="periodic", name="gray_scott_reaction_diffusion", **fields)
+    results = run(pipe, save_well(data, tmp_path / "mine.hdf5"), tmp_path / "out", Protocol(resamples=10))
+    found = results["scenarios"]["gray_scott_reaction_diffusion"]
+    assert found["title"] == "Gray-Scott"
+    assert {"table": "Table 1", "data_set": "Gray-Scott", "model": "Walrus", "window": "1:20", "value": 0.0278,
+            "note": None} in found["published"]  # fmt: skip
+    assert "| published | Walrus (Table 1) | 0.0001 |" in (tmp_path / "out" / "table.md").read_text()
+    cut = dataclasses.replace(data, fields={name: values[:, :64] for name, values in data.fields.items()})
+    other = run(pipe, save_well(cut, tmp_path / "other.hdf5"), protocol=Protocol(resamples=10))
+    assert other["scenarios"]["other"]["published"] == []
+
+
+def test_scenarios_by_name_are_read_with_their_names_and_transforms(tmp_path):
+    model = small_model(field2id=None, jitter=True)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data.normal_(0, 0.2, generator=generator)
+    pipe = WalrusPipeline(model)
+    fields = {"pressure": noise().fields["pressure"], "velocity": noise().fields["velocity"]}
+    data = noise(name="acoustic_scattering_maze", **fields)
+    data.constant_fields |= {"density": np.full((16, 12), 7.0), "speed_of_sound": np.ones((16, 12))}
+    folder = tmp_path / "acoustic_scattering_maze" / "data" / "valid"
+    folder.mkdir(parents=True)
+    save_well(data, folder / "one.hdf5")
+    protocol = dataclasses.replace(QUICK, split="valid")
+    results = run(pipe, "acoustic_scattering_maze", tmp_path / "out", protocol, base_path=tmp_path)
+    found = results["scenarios"]["acoustic_scattering_maze"]
+    assert found["transforms"]["zero_fields"] == ["density"]
+    assert found["transforms"]["field_names"] == {"density": "zeros_like_density"}
+    assert found["title"] == "Maze"
+    zeroed = dataclasses.replace(data, constant_fields=data.constant_fields | {"density": np.zeros((16, 12))})
+    by_hand = WalrusPipeline(pipe.model)
+    by_hand.processor.field_names = {"density": "zeros_like_density"}
+    expected = score(by_hand.predict(zeroed.frames(0, 6), 6, seed=0, progress=False), zeroed.frames(6))
+    np.testing.assert_allclose(errors_of(tmp_path / "out"), expected["pressure"], rtol=2e-5)
+    as_it_is = score(by_hand.predict(data.frames(0, 6), 6, seed=0, progress=False), data.frames(6))
+    assert not np.allclose(as_it_is["pressure"], expected["pressure"], rtol=1e-4)

@@ -172,7 +172,7 @@ class Strip:
     """The frames of one panel, one below the other in one PNG.
 
     Attributes:
-        title: truth, forecast or error; for lines, which share a picture, empty.
+        title: truth, forecast or error; "truth and forecast" for lines, which share a picture.
         image: `data:image/png;base64,...`, frames x height pixels high.
         width, height: pixels of one frame.
         limits: values at the two ends of `colours`; `None` where the picture carries its own axes.
@@ -188,17 +188,11 @@ class Strip:
 
 
 def strips(row: Row, forecast: Trajectory) -> list[Strip]:
-    """One strip a panel; of one-dimensional data one strip of line plots."""
-    if row.is_lines:
-        figure, shown = _line_film([row], forecast)
-        frames = []
-        for step in range(len(row.panels[0].values)):
-            for artist, panel in shown:
-                artist.set_ydata(panel.values[step])
-            figure.canvas.draw()
-            frames.append(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())
-        return [_line_strip(np.stack(frames), palette_of([row]))]
-    return [_image_strip(panel) for panel in row.panels]
+    """One strip a panel; of one-dimensional data plots, where truth and forecast share one."""
+    if not row.is_lines:
+        return [_image_strip(panel) for panel in row.panels]
+    shared = [panel for panel in row.panels if panel.title != "error"]
+    return [_line_strip(row, panels, forecast) for panels in (shared, row.panels[len(shared) :]) if panels]
 
 
 def _image_strip(panel: Panel) -> Strip:
@@ -215,15 +209,27 @@ def _image_strip(panel: Panel) -> Strip:
     return Strip(panel.title, image, pixels.shape[2], pixels.shape[1], (low, high), stops)
 
 
-def _line_strip(frames: np.ndarray, palette: list[int]) -> Strip:
-    """frames (T, height, width, 3)."""
+def _line_strip(row: Row, panels: list[Panel], forecast: Trajectory) -> Strip:
     from PIL import Image
 
-    colours = Image.new("P", (1, 1))
+    figure = new_figure(3.2, 4.8)
+    axes = figure.subplots()
+    shown = [(draw_line(axes, panel, forecast, 1), panel) for panel in panels]
+    axes.set_xlabel(axis_label(forecast), fontsize=11)
+    axes.set_ylabel(f"{row.error_label if panels[0].title == 'error' else row.label} [{row.unit}]", fontsize=10)
+    if len(panels) > 1:
+        axes.legend(loc="upper right", fontsize=10)
+    frames = []
+    for step in range(len(panels[0].values)):
+        for artist, panel in shown:
+            artist.set_ydata(panel.values[step])
+        figure.canvas.draw()
+        frames.append(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())
+    height, width, _ = frames[0].shape
+    palette, colours = palette_of([row]), Image.new("P", (1, 1))
     colours.putpalette(palette)
-    count, height, width, _ = frames.shape
-    tall = Image.fromarray(frames.reshape(count * height, width, 3))
-    return Strip("", _png(np.asarray(tall.quantize(palette=colours, dither=Image.Dither.NONE)), palette), width, height)
+    reduced = Image.fromarray(np.concatenate(frames)).quantize(palette=colours, dither=Image.Dither.NONE)
+    return Strip(" and ".join(panel.title for panel in panels), _png(np.asarray(reduced), palette), width, height)
 
 
 def _png(indices: np.ndarray, palette: list[int]) -> str:

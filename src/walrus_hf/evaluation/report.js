@@ -82,7 +82,7 @@ function errorRows(entry, name, kind) {
         who: `${source} (published)`, failures: null, className: "published",
         cells: data.windows.map((window) => {
           const item = items.find((candidate) => candidate.window === window && candidate.value !== null);
-          return item ? { text: number(item.value), value: item.value, interval: item.note ? "see below" : "" } : { text: "–", value: null };
+          return item ? { text: number(item.value), value: item.value, interval: item.note ? "see note" : "" } : { text: "–", value: null };
         }),
       });
     }
@@ -240,14 +240,14 @@ function showFilm() {
   const name = filmField(), seen = player.film.fields[name][byId("view").value];
   byId("film-title").textContent = `Truth, forecast and error: ${seen.label}, trajectory ${player.film.trajectory}`;
   byId("film-hint").textContent = [
-    player.film.every > 1 ? `Every ${player.film.every}th cell along each axis is shown.` : "",
+    player.film.every > 1 ? `One cell in ${player.film.every} along each axis is shown.` : "",
     `${player.film.steps.length} frames.`,
-    seen.strips.length > 1 ? `Truth and forecast share their colours; grey cells are obstacles or not finite. Error: ${seen.error}.` : "",
-    "First axis to the right, second one up.",
+    seen.strips[0].limits ? "Truth and forecast share their colours; grey cells are obstacles or not finite." : "",
+    seen.strips[0].limits ? "First axis to the right, second one up." : "",
   ].filter(Boolean).join(" ");
   byId("frame").max = player.film.steps.length - 1;
   byId("frame").value = Math.min(byId("frame").value, byId("frame").max);
-  byId("panels").classList.toggle("single", seen.strips.length === 1 && !seen.strips[0].limits);
+  byId("panels").classList.toggle("plots", !seen.strips[0].limits);
   player.pictures = seen.strips.map((strip) => panel(strip, seen));
   byId("panels").replaceChildren(...player.pictures.map((picture) => picture.holder));
   showFrame();
@@ -256,12 +256,13 @@ function showFilm() {
 function panel(strip, seen) {
   const canvas = make("canvas", { width: strip.width, height: strip.height });
   canvas.setAttribute("role", "img");
-  const holder = make("div", {}, ...(strip.title ? [make("h3", { textContent: strip.title })] : []), canvas);
+  const holder = make("div", {}, make("h3", { textContent: strip.title }), canvas);
   if (strip.limits) {
     const ramp = make("div", { className: "ramp" });
     ramp.style.background = `linear-gradient(to right, ${strip.colours.join(", ")})`;
-    const ends = [number(strip.limits[0]), strip.title === "error" ? seen.error : `${seen.label} [${seen.unit}]`, number(strip.limits[1])];
-    holder.append(ramp, make("div", { className: "ends" }, ...ends.map((text) => make("span", { textContent: text }))));
+    const ends = strip.limits.map((value) => make("span", { textContent: number(value) }));
+    const unit = strip.title === "error" ? seen.error : seen.label;
+    holder.append(ramp, make("div", { className: "ends" }, ...ends), make("div", { className: "unit", textContent: `${unit} [${seen.unit}]` }));
   }
   const picture = { holder, canvas, strip, image: new Image() };
   picture.image.addEventListener("load", showFrame);
@@ -275,7 +276,7 @@ function showFrame() {
   byId("frame-text").textContent = text;
   byId("frame").setAttribute("aria-valuetext", text);
   for (const { canvas, strip, image } of player.pictures) {
-    canvas.setAttribute("aria-label", `${strip.title || "truth, forecast and error"} at ${text}`);
+    canvas.setAttribute("aria-label", `${strip.title} at ${text}`);
     if (!image.complete || !image.naturalWidth) continue;
     canvas.getContext("2d").drawImage(image, 0, frame * strip.height, strip.width, strip.height, 0, 0, strip.width, strip.height);
   }

@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from walrus_hf import WalrusConfig, WalrusForPrediction
-from walrus_hf.bench.__main__ import CASES, NETWORK
+from walrus_hf.bench.cases import CASES, NETWORK
 from walrus_hf.bench.flops import forward_flops
 from walrus_hf.bench.plain import PlainWalrus
 from walrus_hf.processing_walrus import WalrusProcessor

@@ -123,9 +123,9 @@ def _theirs(url: str, name: str, seed: int) -> dict[str, float]:
     return {"samples": len(order), "rate": len(order) / (time.perf_counter() - begin)}
 
 
-def describe(result: Mapping[str, float]) -> list[str]:
-    """Lines of a table: reader, samples/s, requests and MB a sample, times the ideal bytes."""
-    rows = []
+def describe(result: Mapping[str, float]) -> str:
+    """The ratio, then a line for each reader: samples/s, requests and MB a sample, times the ideal bytes."""
+    rows = [f"ours / theirs {result['ratio_median']:.1f} ({result['ratio_lowest']:.1f}, {result['ratio_highest']:.1f})"]
     for side, title in (("theirs", "the_well WellDataset"), ("ours", "walrus_hf load_stream")):
         line = f"  {title:22} {result[f'{side}_samples_per_second']:8.1f} samples/s"
         if f"{side}_bytes_per_sample" in result:
@@ -136,4 +136,4 @@ def describe(result: Mapping[str, float]) -> list[str]:
         if side == "ours":
             line += f"  (first pass: {result['ours_first_pass_samples_per_second']:.1f} samples/s)"
         rows.append(line)
-    return rows
+    return "\n".join(rows)

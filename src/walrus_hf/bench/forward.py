@@ -1,0 +1,95 @@
+"""`python -m walrus_hf.bench forward`: one forecast step beside the plain reading of the architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..configuration_walrus import WalrusConfig
+from .cases import FIELDS, in_turn, make_sides, ratio, spread
+from .flops import forward_flops
+
+# Matrix products a round: about as long as a forward pass, since a CPU clocks a short burst higher than it can hold.
+MATMULS, MATRIX, SMALL_MATRIX = 4, 4096, 256
+# The plain side must be as good as the published code, or the ratio flatters.
+PLAIN_SHARE_2D = 0.45
+
+
+@torch.inference_mode()
+def measure_forward(
+    config: WalrusConfig, case: Mapping[str, Any], repeats: int, matrix: int = MATRIX
+) -> dict[str, float]:
+    """Both sides on one case, with the same weights and shifts: seconds, ratios and shares of the matmul peak.
+
+    Args:
+        case: `grid`, `frames`, and `reference_flops` where they are known.
+        matrix: side of the matrices that measure the peak.
+    """
+    sides = make_sides(config, case)
+    a = torch.randn(matrix, matrix)
+
+    def peak() -> None:
+        for _ in range(MATMULS):
+            a @ a
+
+    def ours():
+        return sides.ours(sides.values, sides.ids, plan=sides.plan, frames_to_keep=1).delta[:, -1]
+
+    def plain():
+        return sides.plain_delta()[:, -1]
+
+    expected = plain()
+    difference = ((ours() - expected).abs().max() / expected.square().mean().sqrt()).item()
+    seconds = in_turn({"peak": peak, "ours": ours, "plain": plain}, repeats)
+    own, theirs = spread(seconds["ours"]), spread(seconds["plain"], "plain_")
+    rate = MATMULS * 2 * matrix**3 / spread(seconds["peak"])["seconds"]
+    sizes = (config, sides.plan, case["frames"], len(FIELDS))
+    every = forward_flops(*sizes)
+    reference = case.get("reference_flops", sum(every.values()) - every["attention"])
+    return {
+        **ratio(seconds["plain"], seconds["ours"]), **own, **theirs,
+        "share": reference / own["seconds"] / rate, "plain_share": reference / theirs["plain_seconds"] / rate,
+        "peak_gflops": rate / 1e9, "reference_gflop": reference / 1e9,
+        "done_gflop": sum(forward_flops(*sizes, frames_to_keep=1).values()) / 1e9, "difference": difference,
+    }  # fmt: skip
+
+
+@torch.inference_mode()
+def measure_bfloat16(config: WalrusConfig, case: Mapping[str, Any], repeats: int) -> dict[str, float]:
+    """Our model with weights in float32 and in bfloat16: seconds, their ratio, and how far the last deltas differ."""
+    sides = make_sides(config, case)
+    low: Any = make_sides(config, case).ours
+    low.to(torch.bfloat16)
+
+    def run(model):
+        return model(sides.values, sides.ids, plan=sides.plan, frames_to_keep=1).delta[:, -1]
+
+    expected = run(sides.ours)
+    difference = ((run(low) - expected).square().mean() / expected.square().mean()).sqrt().item()
+    seconds = in_turn({"float32": lambda: run(sides.ours), "bfloat16": lambda: run(low)}, repeats)
+    return {
+        **ratio(seconds["float32"], seconds["bfloat16"]), **spread(seconds["bfloat16"]),
+        **spread(seconds["float32"], "float32_"), "difference_rms": difference,
+    }  # fmt: skip
+
+
+def describe(r: Mapping[str, float]) -> str:
+    return (
+        f"ours {r['seconds']:.3f} s ({r['fastest']:.3f}, {r['slowest']:.3f}), "
+        f"plain {r['plain_seconds']:.3f} s ({r['plain_fastest']:.3f}, {r['plain_slowest']:.3f}), "
+        f"plain / ours {r['ratio_median']:.2f} ({r['ratio_lowest']:.2f}, {r['ratio_highest']:.2f}); "
+        f"{r['done_gflop']:.4g} GFLOP done for {r['reference_gflop']:.4g} of the reference, "
+        f"peak {r['peak_gflops']:.0f} GFLOP/s, effective share {r['share']:.2f}, plain {r['plain_share']:.2f}; "
+        f"last frames differ by {r['difference']:.1e} rms"
+    )
+
+
+def describe_bfloat16(r: Mapping[str, float]) -> str:
+    return (
+        f"bfloat16 {r['seconds']:.3f} s ({r['fastest']:.3f}, {r['slowest']:.3f}), "
+        f"float32 {r['float32_seconds']:.3f} s, "
+        f"float32 / bfloat16 {r['ratio_median']:.2f} ({r['ratio_lowest']:.2f}, {r['ratio_highest']:.2f}); "
+        f"deltas differ by {100 * r['difference_rms']:.2g}% rms"
+    )

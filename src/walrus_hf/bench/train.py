@@ -1,0 +1,68 @@
+"""`python -m walrus_hf.bench train`: one training step (forward, backward, AdamW) beside the plain reading."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..configuration_walrus import WalrusConfig
+from ..normalization import delta_scales, per_channel
+from .cases import Sides, in_turn, make_sides, ratio, spread
+
+LEARNING_RATE = 1e-12  # the weights of both sides stay what they are, so every round computes the same
+
+
+def measure_training(config: WalrusConfig, case: Mapping[str, Any], repeats: int) -> dict[str, float]:
+    """Both sides on one case, with the same weights, shifts, loss and optimiser: seconds, ratios, agreement."""
+    sides = make_sides(config, case)
+    runs = {"ours": training_step(sides.ours, ours_loss(sides)), "plain": training_step(sides.plain, plain_loss(sides))}
+    losses = {name: run() for name, run in runs.items()}
+    # The blocks hold the same numbers on both sides, in another order; the encoders differ by a folded factor.
+    norms = {"ours": _gradient_norm(sides.ours.model.layers), "plain": _gradient_norm(sides.plain.blocks)}
+    seconds = in_turn(runs, repeats)
+    return {
+        **ratio(seconds["plain"], seconds["ours"]), **spread(seconds["ours"]), **spread(seconds["plain"], "plain_"),
+        "loss": losses["ours"], "difference": abs(losses["ours"] / losses["plain"] - 1),
+        "gradient_difference": abs(norms["ours"] / norms["plain"] - 1),
+    }  # fmt: skip
+
+
+def training_step(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], float]:
+    """A function that makes one step and returns its loss."""
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+
+    def step() -> float:
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        optimizer.step()
+        return value.item()
+
+    return step
+
+
+def ours_loss(sides: Sides) -> Callable[[], Tensor]:
+    return lambda: sides.ours(sides.values, sides.ids, labels=sides.labels, plan=sides.plan).loss
+
+
+def plain_loss(sides: Sides) -> Callable[[], Tensor]:
+    """The mean absolute error of the normalised deltas of all frames but the first (architecture, section 8)."""
+    target = (sides.labels - sides.values) / per_channel(delta_scales(sides.values, sides.ours.config.scale_eps))
+    return lambda: (sides.plain_delta() - target)[:, 1:].abs().mean()
+
+
+def _gradient_norm(model: nn.Module) -> float:
+    return torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]).item()
+
+
+def describe(r: Mapping[str, float]) -> str:
+    return (
+        f"ours {r['seconds']:.3f} s ({r['fastest']:.3f}, {r['slowest']:.3f}), "
+        f"plain {r['plain_seconds']:.3f} s ({r['plain_fastest']:.3f}, {r['plain_slowest']:.3f}), "
+        f"plain / ours {r['ratio_median']:.2f} ({r['ratio_lowest']:.2f}, {r['ratio_highest']:.2f}); "
+        f"losses differ by {r['difference']:.1e}, gradient norms by {r['gradient_difference']:.1e}"
+    )

@@ -244,7 +244,9 @@ def table_lines(
             cells = [_cell(found["windows"].get(w, {}).get(field), statistic, intervals) for w in windows]
             rows.append([field, who, *cells])
     published = [entry for entry in scenario["published"] if entry["window"] in windows and statistic == "median"]
-    for table, who in dict.fromkeys((entry["table"], entry["model"]) for entry in published):
+    for table, who in sorted(
+        {(e["table"], e["model"]) for e in published}, key=lambda k: (k[0], k[1] != "Walrus", k[1])
+    ):
         values = {e["window"]: _number(e["value"]) for e in published if (e["table"], e["model"]) == (table, who)}
         rows.append(["published", f"{who} ({table})", *(values.get(w, "") for w in windows)])
     return rows

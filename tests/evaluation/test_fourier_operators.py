@@ -105,16 +105,16 @@ def test_axes_with_walls_are_padded_and_the_others_are_not(operator, grid):
 
 
 @pytest.mark.parametrize("operator", [FourierOperator, UFourierOperator])
+@torch.no_grad()
 def test_every_parameter_changes_the_forecast(operator):
     torch.manual_seed(0)
-    network = strong(operator(3, 2, 5, 2, 6))
-    x = torch.randn(1, 3, 10, 13)
-    whole = network(x, [RING, (WALL, OPEN)]).detach()
+    network = strong(operator(3, 2, 5, 2, 4))
+    x = torch.randn(1, 3, 6, 9)
+    whole = network(x, [RING, (WALL, OPEN)])
     for name, parameter in network.named_parameters():
-        kept = parameter.detach().clone()
-        with torch.no_grad():
-            parameter.mul_(-1.5)
-            changed = (network(x, [RING, (WALL, OPEN)]) - whole).abs().max()
-            parameter.copy_(kept)
+        kept = parameter.clone()
+        parameter.mul_(-1.5)
+        changed = (network(x, [RING, (WALL, OPEN)]) - whole).abs().max()
+        parameter.copy_(kept)
         # A norm takes away what is the same everywhere: the biases before it.
         assert changed > 1e-4 or name.endswith(("conv1.bias", "conv2.bias")), name

@@ -132,6 +132,28 @@ def test_an_ensemble_is_the_mean_of_forecasts_with_successive_seeds(pipe):
         assert not np.array_equal(members[0], members[1])
 
 
+def test_a_cached_forecast_is_that_of_the_models_cached_rollout(pipe):
+    given = simulation(6)
+    forecast = pipe.predict(given, 4, seed=7, use_cache=True, cache_steps=4, progress=False)
+    generator = torch.Generator().manual_seed(7)
+    draw = int(torch.randint(2**62, (1,), generator=generator))
+    plan = pipe.processor.plan(given.grid, given.boundary_conditions, seed=draw)
+    inputs = pipe.processor(given)
+    inputs.pop("boundary_conditions")
+    states = pipe.model.predict(
+        **inputs, num_steps=4, plan=plan, generator=generator, use_cache=True, cache_steps=4
+    )  # fmt: skip
+    assert same(forecast, pipe.processor.postprocess(states, given))
+    exact = pipe.predict(given, 4, seed=7, progress=False)
+    assert same(forecast.frames(0, 1), exact.frames(0, 1))
+    assert not same(forecast.frames(1), exact.frames(1))
+
+
+def test_holding_scales_needs_the_cache(pipe):
+    with pytest.raises(ValueError, match="use_cache=True"):
+        pipe.predict(simulation(), 4, cache_steps=2, progress=False)
+
+
 @pytest.mark.parametrize(("grid", "frames"), [((16, 16), 6), ((8, 8, 8), 3)])
 def test_only_the_last_frames_are_read_three_of_volumes_and_six_of_planes(pipe, grid, frames):
     given = simulation(9, grid)

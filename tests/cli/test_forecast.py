@@ -50,6 +50,15 @@ def test_an_ensemble_is_written_with_its_members(run, forecast, tmp_path):
     assert load_well(tmp_path / "out.hdf5").ensemble["pressure"].shape == (2, 2, 16, 16)
 
 
+def test_new_frames_alone_are_computed_where_scales_are_held(run, forecast, file, model, tmp_path):
+    assert run(*forecast, "--cache-steps", "2", "--seed", "3").code == 0
+    pipe = WalrusPipeline.from_pretrained(model)
+    expected = pipe.predict(load_well(file, 0, 6), 2, seed=3, use_cache=True, cache_steps=2, progress=False)
+    np.testing.assert_allclose(
+        load_well(tmp_path / "out.hdf5").fields["pressure"], expected.fields["pressure"], rtol=1e-6
+    )
+
+
 @pytest.mark.parametrize("suffix", [".png", ".gif"])
 @pytest.mark.parametrize("first", [(), ("--from", "8")])
 def test_a_picture_is_drawn_with_and_without_the_truth(run, forecast, tmp_path, suffix, first):

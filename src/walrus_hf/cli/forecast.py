@@ -43,6 +43,10 @@ def forecast(
     seed: Seed = 0,
     jitter: Jitter = None,
     tokens_per_axis: Tokens = None,
+    cache_steps: Annotated[
+        int,
+        typer.Option(min=1, help="Hold scales and jitter for so many steps and compute new frames alone: faster."),
+    ] = 1,
     field_name: FieldNames = None,
     revision: Revision = None,
     device: Device = None,
@@ -71,8 +75,9 @@ def forecast(
     truth = whole.frames(first - start) if known > first else None
     typer.echo(f"forecast from {context}")
     predicted = pipe.predict(
-        context, steps, ensemble_size=ensemble, seed=seed, jitter=jitter, tokens_per_axis=tokens_per_axis
-    )
+        context, steps, ensemble_size=ensemble, seed=seed, jitter=jitter, tokens_per_axis=tokens_per_axis,
+        use_cache=cache_steps > 1, cache_steps=cache_steps,
+    )  # fmt: skip
     save_well(predicted, output, overwrite=overwrite)
     typer.echo(f"wrote {output}: {steps} frames from time {predicted.time:g} on")
     if truth is not None:

@@ -120,6 +120,26 @@ def test_frames_that_never_change_are_forecast_as_they_are():
             np.testing.assert_allclose(forecast, np.full((3, *GRID), value), rtol=1e-6, err_msg=baseline.name)
 
 
+def test_what_lies_inside_obstacles_does_not_count():
+    rng, mask = np.random.default_rng(0), np.zeros(GRID, bool)
+    mask[1:3, 4:6] = True
+    whole = simulated(linear_system(), np.array([1.0, -2.0, 0.5, 1.0]), 20)
+    clean, dirty = ({name: values.copy() for name, values in whole.fields.items()} for _ in range(2))
+    for name in clean:
+        clean[name][:, mask] = 0.0
+        dirty[name][:, mask] = 1e6 * rng.normal(size=dirty[name][:, mask].shape)
+    clean, dirty = (Trajectory(fields, SIDES, obstacle_mask=mask) for fields in (clean, dirty))
+    forecast = DynamicModeDecomposition().predict(dirty.frames(0, 10), 10)
+    assert relative_error(forecast, clean.frames(10)) < 1e-6
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("float64", "float64"), ("float16", "float32"), ("int32", "float64")])
+def test_forecasts_have_the_precision_of_their_context(dtype, expected):
+    context = Trajectory({"pressure": np.arange(3 * 70).reshape(3, *GRID).astype(dtype)}, SIDES)
+    for baseline in (LinearExtrapolation(), DynamicModeDecomposition()):
+        assert baseline.predict(context, 2).fields["pressure"].dtype == expected
+
+
 def test_principal_components_recover_a_linear_system_from_other_trajectories(system, fitted):
     assert len(fitted.arrays["components"]) == 4, "the system has four modes"
     whole = simulated(system, np.array([-0.3, 1.5, 2.0, -1.0]), 24)

@@ -35,15 +35,12 @@ class LinearExtrapolation:
 
     def predict(self, context: Trajectory, steps: int) -> Trajectory:
         check_context(context, steps, 2)
-        return following(
-            context,
-            {
-                name: values[-1]
-                + (values[-1].astype(np.float64) - values[-2])
-                * np.arange(1, steps + 1).reshape(-1, *[1] * values[0].ndim)
-                for name, values in context.fields.items()
-            },
-        )
+        fields = {}
+        for name, values in context.fields.items():
+            last = values[-1].astype(np.float64)
+            change = last - values[-2]
+            fields[name] = np.stack([(last + k * change).astype(kind_of(values)) for k in range(1, steps + 1)])
+        return following(context, fields)
 
 
 class DynamicModeDecomposition:
@@ -65,14 +62,19 @@ class DynamicModeDecomposition:
     def predict(self, context: Trajectory, steps: int) -> Trajectory:
         check_context(context, steps, 2)
         fields = {name: values.astype(np.float64) for name, values in context.fields.items()}
+        if context.obstacle_mask is not None:
+            for values in fields.values():
+                values[:, context.obstacle_mask] = 0.0
         scales = {name: np.sqrt(np.mean(values**2)) or 1.0 for name, values in fields.items()}
-        frames = np.concatenate([(fields[n] / scales[n]).reshape(context.num_frames, -1) for n in fields], axis=1)
+        frames = np.concatenate([(v / scales[n]).reshape(len(v), -1) for n, v in fields.items()], axis=1)
         forecast = linear_forecast(frames, steps, self.max_growth)
         parts = np.split(forecast, np.cumsum([values[0].size for values in fields.values()])[:-1], axis=1)
-        return following(
-            context,
-            {n: part.reshape(steps, *fields[n].shape[1:]) * scales[n] for n, part in zip(fields, parts)},
-        )
+        found = {}
+        with np.errstate(over="ignore"):
+            for (name, values), part in zip(context.fields.items(), parts):
+                part *= scales[name]
+                found[name] = part.reshape(steps, *values.shape[1:]).astype(kind_of(values))
+        return following(context, found)
 
 
 def linear_forecast(frames: np.ndarray, steps: int, max_growth: float | None = None) -> np.ndarray:
@@ -96,8 +98,12 @@ def linear_forecast(frames: np.ndarray, steps: int, max_growth: float | None = N
     return forecast
 
 
-def load_baseline(name_or_folder: str | Path) -> Any:
+def load_baseline(name_or_folder: str | Path, device: str | None = None) -> Any:
     """A baseline from the folder that its `save` wrote, or one that needs no training, by name.
+
+    Args:
+        name_or_folder: a folder, or `"persistence"`, `"linear_extrapolation"` or `"dmd"`.
+        device: of networks; None takes a GPU if there is one.
 
     Raises:
         FileNotFoundError: no such folder, and no such name.
@@ -117,7 +123,7 @@ def load_baseline(name_or_folder: str | Path) -> Any:
 
     if kind not in ARCHITECTURES:
         raise ValueError(f"{folder}: expected a baseline of {', '.join(('pca', *ARCHITECTURES))}, found {kind!r}")
-    return NeuralBaseline.restore(kind, settings, tensors, processor)
+    return NeuralBaseline.restore(kind, settings, tensors, processor, device)
 
 
 WITHOUT_TRAINING: dict[str, type] = {
@@ -126,10 +132,12 @@ WITHOUT_TRAINING: dict[str, type] = {
 
 
 def following(context: Trajectory, fields: dict[str, np.ndarray]) -> Trajectory:
-    """Forecast arrays as the trajectory that follows `context`, in its dtypes or float32."""
-    kinds = {name: np.result_type(values.dtype, np.float32) for name, values in context.fields.items()}
-    with np.errstate(over="ignore"):
-        fields = {name: values.astype(kinds[name]) for name, values in fields.items()}
+    """Forecast arrays as the trajectory that follows `context`."""
     return dataclasses.replace(
         context, fields=fields, ensemble=None, time=context.time + context.num_frames * context.dt
     )
+
+
+def kind_of(values: np.ndarray) -> np.dtype:
+    """The dtype of a forecast: that of the field, or float32 for whole numbers and half precision."""
+    return np.result_type(values.dtype, np.float32)

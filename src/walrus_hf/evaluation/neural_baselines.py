@@ -370,13 +370,18 @@ class NeuralBaseline:
 
     @classmethod
     def restore(
-        cls, architecture: str, settings: Mapping[str, Any], tensors: Mapping[str, Tensor], processor: WalrusProcessor
+        cls,
+        architecture: str,
+        settings: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        processor: WalrusProcessor,
+        device: str | torch.device | None = None,
     ) -> NeuralBaseline:
         """The baseline of a saved folder; `ValueError` for weights that do not fit its settings."""
         given = dict(settings)
         layout = given.pop("layout")
         layout = FieldLayout(tuple(layout["fields"]), tuple(layout["constants"]), layout["ndim"], layout["frames"])
-        baseline = cls(architecture, layout, processor=processor, **given)
+        baseline = cls(architecture, layout, processor=processor, device=device, **given)
         parameters = dict(baseline.network.named_parameters())
         wrong = [n for n in parameters.keys() | tensors.keys() if _shape(parameters, n) != _shape(tensors, n)]
         if wrong:

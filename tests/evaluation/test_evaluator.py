@@ -389,6 +389,17 @@ def _minus(trajectory):
     return dataclasses.replace(trajectory, fields={name: -values for name, values in trajectory.fields.items()})
 
 
+@pytest.mark.parametrize("grid", [(32,), (8, 16, 8)])
+def test_lines_and_volumes_are_measured_too(pipe, tmp_path, grid):
+    truth = noise(grid=grid, pressure=np.random.default_rng(0).normal(size=(12, *grid)).cumsum(0))
+    found = run(pipe, save_well(truth, tmp_path / "own.hdf5"), tmp_path / "out")["scenarios"]["own"]
+    forecast = pipe.predict(truth.frames(0, 6), 6, seed=0, progress=False)
+    np.testing.assert_allclose(errors_of(tmp_path / "out"), score(forecast, truth.frames(6))["pressure"], rtol=1e-5)
+    assert found["grid"] == list(grid)
+    last = found["forecasters"]["model"]["spectra"]["fields"]["pressure"]["6"]
+    assert sum(last["truth"]) == pytest.approx((truth.fields["pressure"][11] ** 2).mean(), rel=1e-5)
+
+
 def test_cells_inside_obstacles_do_not_count(pipe, tmp_path):
     mask = np.zeros((16, 12), dtype=bool)
     mask[4:8, 3:6] = True

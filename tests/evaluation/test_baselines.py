@@ -193,6 +193,10 @@ def test_principal_components_refuse_mixed_streams_and_other_data(system, fitted
         PrincipalComponents().fit(windows_of([*one, other_fields]))
     with pytest.raises(ValueError, match="stride_range"):
         PrincipalComponents().fit([*windows_of(one), *windows_of(one, stride=2)])
+    mixed = next(windows_of(one))
+    mixed["window"] = [{**mixed["window"][0], "stride": stride} for stride in (1, 3)]
+    with pytest.raises(ValueError, match=r"found strides \[1, 3\]"):
+        PrincipalComponents().fit([mixed])
     with pytest.raises(ValueError, match="at least 2 trajectories"):
         PrincipalComponents().fit(windows_of(one[:1]))
     with pytest.raises(ValueError, match="the fields and the grid it was fitted to"):

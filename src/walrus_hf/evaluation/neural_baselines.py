@@ -294,7 +294,8 @@ class NeuralBaseline:
         architecture: one of `ARCHITECTURES`.
         layout: fields, axes and frames, e.g. `FieldLayout.of_stream(stream)`.
         width, modes, scale_eps: as in `FieldNetwork`.
-        processor: names, logarithms and global scales, the same as the stream's; None: the published vocabulary.
+        processor: names, logarithms and global scales, the same as the stream's; None: the published vocabulary. A
+            scenario that is loaded by name adds its own: `data.streams.scenario_processor(processor, scenario)`.
         seed: of the weights.
         device: None takes a GPU if there is one.
     """

@@ -148,11 +148,16 @@ class PrincipalComponents:
         for batch in stream:
             inputs, origin = collate(batch), batch.get("window", [])
             strides = sorted({window["stride"] for window in origin})
+            if len(strides) > 1:
+                raise ValueError(
+                    f"stream: expected windows of one time step for principal components, found strides {strides}; "
+                    "load it with stride_range=(1, 1)"
+                )
             found = {**self._layout_of(inputs), "strides": strides}
             first = first or found
-            if len(strides) > 1 or found != first:
+            if found != first:
                 raise ValueError(
-                    "stream: expected windows of one data set, grid and time step for principal components, found "
+                    f"stream: expected windows of one data set, grid and time step for principal components, found "
                     f"{first} and {found}; load one source with stride_range=(1, 1)"
                 )
             whole = torch.cat([inputs["field_values"], inputs["labels"][:, -1:]], 1)[:, :, _real(inputs)]

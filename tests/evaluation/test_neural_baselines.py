@@ -106,7 +106,7 @@ def test_a_short_training_finds_the_solution_operator_of_advection_and_diffusion
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_network_whose_blocks_are_switched_off_is_worse(trained, architecture, tmp_path):
     trained[architecture].save(tmp_path / architecture)
-    crippled = load_baseline(tmp_path / architecture)
+    crippled = load_baseline(tmp_path / architecture, device="cpu")
     blocks = {"fno": ("fno_blocks.convs",), "ufno": ("spectral", "paths"), "unet": ("down", "up")}[architecture]
     whole = flow_errors(crippled.predict)
     for block in blocks:
@@ -130,7 +130,7 @@ def test_saving_and_loading_changes_no_digit_of_a_forecast(architecture, tmp_pat
     one.save(tmp_path / "model")
     names = {file.name for file in (tmp_path / "model").iterdir()}
     assert names == {"baseline.json", "baseline.safetensors", "preprocessor_config.json", "metrics.jsonl"}
-    loaded = load_baseline(tmp_path / "model")
+    loaded = load_baseline(tmp_path / "model", device="cpu")
     assert (loaded.name, loaded.parameters, loaded.settings) == (architecture, one.parameters, one.settings)
     expected = one.predict(context, 1).fields["density"]
     assert (expected > 0).all()
@@ -139,7 +139,7 @@ def test_saving_and_loading_changes_no_digit_of_a_forecast(architecture, tmp_pat
     other.save(tmp_path / "other")
     (tmp_path / "other" / "baseline.safetensors").replace(tmp_path / "model" / "baseline.safetensors")
     with pytest.raises(ValueError, match="weights"):
-        load_baseline(tmp_path / "model")
+        load_baseline(tmp_path / "model", device="cpu")
 
 
 def test_the_seed_decides_the_weights_and_leaves_the_global_generator_alone():
@@ -359,5 +359,5 @@ def test_a_stream_of_files_trains_it_and_its_folder_forecasts_them(tmp_path, mon
     one.fit(stream, seconds=0.5)
     one.save(tmp_path / "fno")
     context = load_well(folder / "flow.hdf5", 1, frames=5)
-    loaded = load_baseline(tmp_path / "fno")
+    loaded = load_baseline(tmp_path / "fno", device="cpu")
     np.testing.assert_array_equal(loaded.predict(context, 3).fields["tracer"], one.predict(context, 3).fields["tracer"])

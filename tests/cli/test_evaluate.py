@@ -79,7 +79,8 @@ def test_several_data_may_follow_and_names_are_kept_apart(run, evaluate, tmp_pat
     assert "simulation-2: Median VRMSE over 1 trajectory" in result.out
     assert "short: No forecast" in result.out
     assert "note: short: 1 of 1 trajectories are too short to forecast" in result.out
-    assert "note: simulation-2: window 1:6 fits 0 of 1 trajectories: it needs 6 steps, found 3" in result.out
+    assert "note: simulation-2: window 1:6: covered by 0 of 1 trajectories, the shortest of which" in result.out
+    assert "note: simulation-2: --steps 6 begins earlier and reaches a window more" in result.out
 
 
 def test_the_published_windows_and_start_are_the_default(run, file, model):

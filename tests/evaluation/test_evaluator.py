@@ -292,7 +292,7 @@ def test_trajectories_that_are_too_short_or_damaged_are_left_out_and_noted(pipe,
     notes = "\n".join(found["notes"])
     assert "1 of 5 trajectories are too short to forecast: expected at least 3 frames, found 2" in notes
     assert "start moved from frame 6 to 4 in 1 of 5 trajectories, which have 5 frames" in notes
-    assert "window 3:6 fits 3 of 4 trajectories: it needs 6 steps, found 1" in notes
+    assert "windows 1:4, 3:6: covered by 3 of 4 trajectories, the shortest of which have 1 steps" in notes
     assert "trajectory 1 was left out: its truth is not finite: field 'pressure', frame 8" in notes
     assert "trajectory 2 was left out: field 'velocity', frame 3: expected finite numbers" in notes
     assert "trajectory 1 was left out" in (tmp_path / "out" / "table.md").read_text()

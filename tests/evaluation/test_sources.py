@@ -85,6 +85,20 @@ def test_names_are_unique_and_safe_for_files(tmp_path):
     assert [scenario.name for scenario in open_scenarios(paths, Protocol())] == ["a_b", "a_b-2", "_b_my_runs"]
 
 
+def test_files_with_other_fields_or_axes_are_scenarios_of_their_own(tmp_path):
+    save_well(noise(), tmp_path / "a.hdf5")
+    save_well(noise(A=np.ones((5, 16, 12)), name="other"), tmp_path / "b.hdf5")
+    save_well(noise(grid=(8, 8, 8), name="deep"), tmp_path / "c.hdf5")
+    save_well(noise(seed=1), tmp_path / "d.hdf5")
+    found = open_scenarios([tmp_path], EARLY)
+    assert [len(scenario.trajectories) for scenario in found] == [2, 1, 1]
+    stem = tmp_path.name
+    assert [scenario.name for scenario in found] == [f"{stem}-runs", f"{stem}-other", f"{stem}-deep"]
+    np.testing.assert_array_equal(
+        found[0].context(found[0].trajectories[1]).fields["pressure"], noise(seed=1).fields["pressure"][:4].astype("f4")
+    )
+
+
 def test_trajectories_are_told_apart_by_their_last_given_frame():
     one, other = noise(seed=0), noise(seed=1)
     assert digest(one) == digest(dataclasses.replace(one, name="renamed"))

@@ -175,18 +175,28 @@ class EvaluatedScenario:
                 f"start moved from frame {protocol.start} to {start} in {len(moved)} of {len(self.frames)} "
                 f"trajectories, which have {self.frames[moved[0].number]} frames"
             )
-        for name, (_, last) in protocol.windows.items():
-            covered = [t for t in self.trajectories if t.steps >= last]
-            if self.trajectories and len(covered) < len(self.trajectories):
-                longest = max(t.steps for t in self.trajectories)
-                self.notes.append(
-                    f"window {name} fits {len(covered)} of {len(self.trajectories)} trajectories: it needs {last} "
-                    f"steps, found {longest if not covered else min(t.steps for t in self.trajectories)}"
-                    + ("" if protocol.steps else f"; --steps {last} starts early enough where frames allow")
-                )
+        self._note_windows(protocol)
         grids = sorted({entry.grid for entry in self.manifest.files})
         if len(grids) > 1:
             self.notes.append(f"files on {len(grids)} grids, {', '.join(' x '.join(map(str, g)) for g in grids)}")
+
+    def _note_windows(self, protocol: Protocol) -> None:
+        """Windows that not all trajectories cover, and how to reach more of them."""
+        steps = [trajectory.steps for trajectory in self.trajectories]
+        uncovered: dict[int, list[str]] = {}
+        for name, (_, last) in protocol.windows.items():
+            uncovered.setdefault(sum(n >= last for n in steps), []).append(name)
+        for covered, names in sorted(uncovered.items()):
+            if covered < len(steps):
+                self.notes.append(
+                    f"window{'s' * (len(names) > 1)} {', '.join(names)}: covered by {covered} of {len(steps)} "
+                    f"trajectories, the shortest of which have {min(steps)} steps from their start"
+                )
+        reachable = [
+            last for _, last in protocol.windows.values() if max(steps, default=0) < last <= max(self.frames) - 2
+        ]
+        if steps and reachable and protocol.steps is None:
+            self.notes.append(f"--steps {max(reachable)} begins earlier and reaches a window more")
 
     def _note_missing_fields(self) -> None:
         if self.scenario is None:
@@ -200,7 +210,7 @@ class EvaluatedScenario:
 def open_scenarios(
     sources: Sequence[str | os.PathLike], protocol: Protocol, base_path: str | os.PathLike | None = None
 ) -> list[EvaluatedScenario]:
-    """One for each source; names are made unique.
+    """One for each source, or more where its files differ in axes or fields; names are made unique.
 
     Raises:
         ValueError, OSError: a source that is not there or cannot be used.
@@ -208,18 +218,35 @@ def open_scenarios(
     scenarios: list[EvaluatedScenario] = []
     names: set[str] = set()
     for source in sources:
-        manifest, scenario = open_source(source, protocol.split, base_path)
-        scenario = scenario or published_scenario(manifest)
-        stem = os.fspath(source).rstrip("/").rpartition("/")[2]
-        stem = re.sub(r"\.(hdf5|h5|npz|json)$", "", stem) if scenario is None else scenario.name
-        name = stem = re.sub(r"[^A-Za-z0-9_.-]", "_", stem) or "data"
-        number = 1
-        while name in names:
-            number += 1
-            name = f"{stem}-{number}"
-        names.add(name)
-        scenarios.append(EvaluatedScenario(name, os.fspath(source), manifest, scenario, protocol))
+        manifest, asked = open_source(source, protocol.split, base_path)
+        stem = re.sub(r"\.(hdf5|h5|npz|json)$", "", os.fspath(source).rstrip("/").rpartition("/")[2])
+        parts = _alike_parts(manifest)
+        for part in parts:
+            scenario = asked or published_scenario(part)
+            own = stem if len(parts) == 1 else f"{stem}-{part.files[0].dataset_name}"
+            name = _unique(own if scenario is None else scenario.name, names)
+            scenarios.append(EvaluatedScenario(name, os.fspath(source), part, scenario, protocol))
     return scenarios
+
+
+def _alike_parts(manifest: Manifest) -> list[Manifest]:
+    """The files of a source with the same axes and fields, in order of their first."""
+    parts: dict[Any, list[FileManifest]] = {}
+    for entry in manifest.files:
+        fields = sorted((field.name, field.rank, field.time_varying) for field in entry.fields)
+        parts.setdefault((entry.axes, tuple(fields)), []).append(entry)
+    return [dataclasses.replace(manifest, files=tuple(files)) for files in parts.values()]
+
+
+def _unique(wanted: str, names: set[str]) -> str:
+    """A name that is safe in file names, with a number where it is taken."""
+    name = stem = re.sub(r"[^A-Za-z0-9_.-]", "_", wanted) or "data"
+    number = 1
+    while name in names:
+        number += 1
+        name = f"{stem}-{number}"
+    names.add(name)
+    return name
 
 
 def published_scenario(manifest: Manifest) -> Scenario | None:

@@ -190,19 +190,27 @@ def with_shifts(
     layer_shifts: Sequence[Sequence[int]] | None = None,
 ) -> TokenizationPlan:
     """The same plan with newly drawn shifts, or with the given ones; without jitter none are drawn."""
+    (patch_low, *_), (patch_high, layer_high, *_) = shift_ranges(plan)
     if patch_shifts is None:
-        patch_shifts = [_draw(*_shift_range(plan, i), 1, generator)[0] for i in range(3)]
+        patch_shifts = [_draw(low, high, 1, generator)[0] for low, high in zip(patch_low, patch_high)]
     else:
         patch_shifts = _check_patch_shifts(plan, patch_shifts)
     layers = len(plan.layer_shifts)
     if layer_shifts is None:
-        rolls = [plan.tokens[i] - 1 if plan.jitter and plan.periodic[i] else 0 for i in range(3)]
-        layer_shifts = list(zip(*(_draw(0, high, layers, generator) for high in rolls)))
+        layer_shifts = list(zip(*(_draw(0, high, layers, generator) for high in layer_high)))
     else:
         _check_layer_shifts(plan, layer_shifts)
     return dataclasses.replace(
         plan, patch_shifts=_triple(patch_shifts), layer_shifts=tuple(_triple(row) for row in layer_shifts)
     )
+
+
+def shift_ranges(plan: TokenizationPlan) -> tuple[list[Triple], list[Triple]]:
+    """Smallest and largest shifts that jitter draws, `(1 + layers, 3)` each: of the patches, then before each layer."""
+    low, high = zip(*(_shift_range(plan, i) for i in range(3)))
+    rolls = _triple(plan.tokens[i] - 1 if plan.jitter and plan.periodic[i] else 0 for i in range(3))
+    layers = len(plan.layer_shifts)
+    return [_triple(low), *[(0, 0, 0)] * layers], [_triple(high), *[rolls] * layers]
 
 
 def traceable(plan: TokenizationPlan) -> TokenizationPlan:

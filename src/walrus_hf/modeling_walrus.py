@@ -350,7 +350,7 @@ class WalrusForPrediction(WalrusPreTrainedModel):
             target = (kept.to(state) - state) / per_channel(change_scales)
             # The first frame has no context, so its forecast is not scored where there are others.
             skip = 1 if state.shape[1] == field_values.shape[1] > 1 else 0
-            loss = _masked(delta - target, padded_channels, obstacle_mask)[:, skip:].abs().mean()
+            loss = mask_state(delta - target, padded_channels, obstacle_mask)[:, skip:].abs().mean()
         return WalrusPredictionOutput(
             loss=loss,
             prediction=prediction,
@@ -387,7 +387,7 @@ class WalrusForPrediction(WalrusPreTrainedModel):
         what the others attended to. Then all is renewed from the last frames.
         """
         _check_cache(use_cache, cache_steps)
-        state = _masked(accurate(field_values), None, obstacle_mask)
+        state = mask_state(accurate(field_values), None, obstacle_mask)
         geometry = {
             name: kwargs.pop(name) for name in ("strides", "jitter", "patch_shifts", "layer_shifts") if name in kwargs
         }
@@ -416,7 +416,7 @@ class WalrusForPrediction(WalrusPreTrainedModel):
                     )  # fmt: skip
                 finally:
                     self.train(training)
-                following = _masked(output.prediction, padded_channels, obstacle_mask)
+                following = mask_state(output.prediction, padded_channels, obstacle_mask)
                 state = torch.cat([state[:, 1:], following], 1)
             yield following[:, 0]
 
@@ -427,7 +427,7 @@ class WalrusForPrediction(WalrusPreTrainedModel):
         return torch.stack(list(self.rollout(field_values, field_ids, num_steps, **kwargs)), 1)
 
 
-def _masked(x: Tensor, padded_channels: Tensor | None, obstacle_mask: Tensor | None) -> Tensor:
+def mask_state(x: Tensor, padded_channels: Tensor | None, obstacle_mask: Tensor | None) -> Tensor:
     """`(B, T, C, H, W, D)` with padded components and obstacle cells set to zero."""
     if padded_channels is not None:
         x = x.masked_fill(padded_channels[:, None, :, None, None, None], 0.0)

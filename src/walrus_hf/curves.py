@@ -94,6 +94,9 @@ def spectra_figure(
             colour, dash = styles[who]
             axes.loglog(wavenumbers[shown], power[shown], color=colour, linestyle=dash, linewidth=2, label=who)
             seen.append(power[shown])
+        ticks = [2**i for i in range(int(math.log2(max(complete, 1))) + 1)]
+        axes.set_xticks(ticks, labels=[str(tick) for tick in ticks])
+        axes.set_xticks([], minor=True)
         _tidy(axes, title)
     low, high = value_range(np.concatenate(seen))
     for axes in grid.flat[: len(spectra)]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from walrus_hf import WalrusConfig, WalrusForPrediction
+from walrus_hf.bench.footprint import peak_of, resident
 from walrus_hf.layers import WalrusDropPath, apply_rotary, rotary_table
 
 from .small_model import ALL_PARTS, PERIODIC, PLANE, VOLUME, WALL_OPEN, small_config, small_inputs, small_model
@@ -360,3 +361,23 @@ def test_the_tiny_configuration_runs_with_the_published_vocabulary():
     model = WalrusForPrediction(WalrusConfig.tiny()).eval()
     output = model(**small_inputs((32, 16, 1)))
     assert output.prediction.shape == (2, 3, 3, 32, 16, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("grid", "dial"), [((256, 256, 1), "tokens_per_axis"), ((128, 128, 128), "tokens_per_axis_3d")]
+)
+def test_more_tokens_than_published_need_no_matrix_of_scores(grid, dial):
+    tokens = 64 if dial == "tokens_per_axis" else 32
+    model = small_model(num_hidden_layers=1, num_attention_heads=2, **{dial: tokens})
+    inputs = small_inputs(grid, batch=1, frames=2)
+    plan = model.model.make_plan(inputs["field_values"])
+    assert plan.num_tokens == tokens**plan.ndim
+
+    def forward():
+        with torch.no_grad():
+            assert model(**inputs, plan=plan, frames_to_keep=1).prediction.isfinite().all()
+
+    before = resident("VmRSS")
+    scores = 4 * 2 * plan.num_tokens**2  # of one frame: 134 MB of the plane, 8.6 GB of the volume
+    assert peak_of(forward) - before < (scores if plan.ndim == 2 else scores / 4)

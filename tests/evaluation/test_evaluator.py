@@ -278,6 +278,17 @@ def test_data_that_the_model_cannot_forecast_leave_the_baselines(pipe, tmp_path)
         assert any("the model cannot forecast this" in note and why in note for note in results[name]["notes"])
 
 
+def test_grids_that_the_model_cannot_forecast_do_not_spoil_the_others(pipe, tmp_path):
+    for name, grid in {"a": (16, 4), "b": (16, 12)}.items():
+        fields = {field: np.random.default_rng(0).normal(size=(12, *grid)).cumsum(0) for field in ("own", "pressure")}
+        save_well(noise(grid=grid, **fields), tmp_path / f"{name}.hdf5")
+    (found,) = run(pipe, tmp_path, tmp_path / "out")["scenarios"].values()
+    assert found["fields"] == ["pressure"]
+    counts = {who: scores["windows"]["1"]["pressure"]["count"] for who, scores in found["forecasters"].items()}
+    assert counts == {"persistence": 2, "model": 1}
+    assert any("files on 2 grids, 16 x 4, 16 x 12" in note for note in found["notes"])
+
+
 def test_trajectories_that_are_too_short_or_damaged_are_left_out_and_noted(pipe, tmp_path):
     spoiled = [noise(frames=20, seed=i) for i in range(3)]
     spoiled[1].fields["pressure"][8, 2, 2] = np.nan
@@ -313,6 +324,7 @@ def test_a_baseline_that_cannot_forecast_has_failed_and_a_wrong_one_stops_the_ev
     found = run(pipe, runs, tmp_path / "out", baselines={"mine": Named(refuse)})["scenarios"]["runs"]["forecasters"]
     assert found["mine"]["failures"][0] == {"trajectory": 0, "step": 1, "reason": "expected 9 frames, found 6"}
     assert found["mine"]["windows"]["1"]["pressure"]["median"] == np.inf
+    assert "/ failed | " in (tmp_path / "out" / "table.md").read_text()
     with pytest.raises(TypeError, match="expected a forecast of fields and shapes"):
         run(pipe, runs, baselines={"mine": Named(lambda context, steps: persistence(context, steps + 1))})
     with pytest.raises(ValueError, match="other names than 'model'"):
@@ -410,14 +422,15 @@ def test_cells_inside_obstacles_do_not_count(pipe, tmp_path):
     np.testing.assert_allclose(errors_of(tmp_path / "out", "persistence", "velocity"), expected, rtol=1e-5)
 
 
-def test_diagnostics_of_a_perfect_forecast_are_those_of_the_truth(pipe, runs):
+def test_diagnostics_of_a_perfect_forecast_are_those_of_the_truth(pipe, runs, tmp_path):
     truth = [load_well(runs, i) for i in range(3)]
 
     def know(context, steps):
         match = next(t for t in truth if np.array_equal(t.fields["pressure"][5], context.fields["pressure"][-1]))
         return match.frames(6, 6 + steps)
 
-    found = run(pipe, runs, baselines={"perfect": Named(know)})["scenarios"]["runs"]["forecasters"]
+    run(pipe, runs, tmp_path / "out", baselines={"perfect": Named(know)})
+    found = json.loads((tmp_path / "out" / "results.json").read_text())["scenarios"]["runs"]["forecasters"]
     perfect, still = found["perfect"], found["persistence"]
     assert perfect["windows"]["3:6"]["mean of fields"]["median"] == 0
     assert perfect["physics"]["correlation_time"]["pressure"]["not_reached"] == 3
@@ -427,6 +440,8 @@ def test_diagnostics_of_a_perfect_forecast_are_those_of_the_truth(pipe, runs):
         assert curves["forecast"] == curves["truth"]
         assert curves["truth"] == still["physics"][kind]["velocity"]["truth"]
     assert still["physics"]["totals"]["pressure"]["forecast"] == [0] * 6
+    last = f"{perfect['physics']['totals']['pressure']['truth'][-1]:.3g}"
+    assert f"| pressure | perfect | {last} / {last} |  | the end |" in (tmp_path / "out" / "table.md").read_text()
     spectra = perfect["spectra"]
     assert spectra["bands"][:3] == [[0, 1], [1, 2], [2, 4]]
     assert sorted(spectra["fields"]["pressure"]) == ["1", "4", "6"]

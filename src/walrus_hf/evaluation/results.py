@@ -35,6 +35,8 @@ def scenario_results(facts: dict[str, Any], records: Sequence[Record], protocol:
     """
     used = [record for record in records if "error" not in record]
     about = dict(used[0]["about"]) if used else {"fields": [], "ranks": {}, "dt": None, "log_fields": []}
+    # Of grids that the model cannot take, fields that it does not know are scored too, for the baselines.
+    about["fields"] = [f for f in about["fields"] if all(f in record["about"]["fields"] for record in used)]
     transforms = {**facts["transforms"], "log_fields": about.pop("log_fields")}
     names = list(dict.fromkeys(name for record in used for name in record["forecasters"]))
     notes = [note for record in records for note in record["notes"]]
@@ -68,8 +70,8 @@ def _forecaster_results(
         "lead_time": {name: _lead_time(values, protocol) for name, values in errors.items()},
         "spectra": _spectra(scores, fields),
         "physics": {
-            "totals": _pairs(scores, fields, steps, protocol),
-            "divergence": _divergences(scores, steps, protocol),
+            "totals": _totals(scores, fields, steps),
+            "divergence": _divergences(scores, steps),
             "correlation_time": {name: _correlation_time(scores, name, protocol) for name in fields},
         },
         "ensemble": _ensemble(scores, fields, steps, protocol),
@@ -132,7 +134,7 @@ def _spectra(scores: Sequence[Record], fields: Sequence[str]) -> dict[str, Any]:
     return {"bands": [list(band) for band in itertools.pairwise(edges)], "fields": found}
 
 
-def _pairs(scores: Sequence[Record], fields: Sequence[str], steps: int, protocol: Protocol) -> dict[str, Any]:
+def _totals(scores: Sequence[Record], fields: Sequence[str], steps: int) -> dict[str, Any]:
     found = {}
     for name in fields:
         curves = {
@@ -144,7 +146,7 @@ def _pairs(scores: Sequence[Record], fields: Sequence[str], steps: int, protocol
     return found
 
 
-def _divergences(scores: Sequence[Record], steps: int, protocol: Protocol) -> dict[str, Any]:
+def _divergences(scores: Sequence[Record], steps: int) -> dict[str, Any]:
     names = scores[0]["divergence"]
     return {
         name: _medians({
@@ -273,15 +275,42 @@ def markdown(results: Mapping[str, Any]) -> str:
     for name, scenario in results["scenarios"].items():
         lines += ["", f"## {name}"]
         for statistic in ("median", "mean") if scenario["trajectories"] else ():
-            head, *rows = table_lines(scenario, windows, statistic)
-            align = ["---", "---", *["---:"] * (len(head) - 2)]
-            lines += ["", f"{title(scenario, statistic)}:", ""]
-            lines += [
-                "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in [head, align, *rows]
-            ]
+            lines += ["", f"{title(scenario, statistic)}:", "", *_rows(table_lines(scenario, windows, statistic))]
+        if scenario["trajectories"]:
+            lines += ["", f"At step {scenario['steps']}, medians (truth / forecast):", "", *_rows(_physics(scenario))]
         if scenario["notes"]:
             lines += ["", *(f"- {note}" for note in scenario["notes"])]
     return "\n".join([*lines, ""])
+
+
+def _rows(table: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown, its head first."""
+    align = ["---", "---", *["---:"] * (len(table[0]) - 2)]
+    lines = []
+    for row in (table[0], align, *table[1:]):
+        # Names come from files.
+        lines.append("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in row) + " |")
+    return lines
+
+
+def _physics(scenario: Mapping[str, Any]) -> list[list[str]]:
+    """What is measured beside the error, at the last lead time."""
+    rows = [["field", "forecast", "change of the total", "divergence", "correlated until step", "spread/skill"]]
+    for field in scenario["fields"]:
+        for who, found in scenario["forecasters"].items():
+            physics, ensemble = found["physics"], found["ensemble"]
+            pairs = [_pair(physics[kind].get(field)) for kind in ("totals", "divergence")]
+            time = physics["correlation_time"][field]
+            until = "the end" if time["median"] > scenario["steps"] else f"{time['median'] - 1:g}"
+            ratio = "" if ensemble is None else _number(ensemble["fields"][field]["spread_skill"][-1])
+            rows.append([field, who, *pairs, until, ratio])
+    return rows
+
+
+def _pair(curves: Mapping[str, Any] | None) -> str:
+    if curves is None:
+        return ""
+    return " / ".join("failed" if math.isnan(x) else f"{x:.3g}" for x in (curves["truth"][-1], curves["forecast"][-1]))
 
 
 def title(scenario: Mapping[str, Any], statistic: str = "median") -> str:

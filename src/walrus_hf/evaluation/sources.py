@@ -66,7 +66,7 @@ class EvaluatedScenario:
                 start, steps = protocol.start_and_steps(frames)
                 self.trajectories.append(EvaluatedTrajectory(number, file, row, start, steps))
         self._note_lengths(protocol)
-        self._note_missing_fields()
+        self._note_what_differs()
         self._open = functools.lru_cache(maxsize=4)(manifest.open)
 
     def entry(self, trajectory: EvaluatedTrajectory) -> FileManifest:
@@ -198,13 +198,18 @@ class EvaluatedScenario:
         if steps and reachable and protocol.steps is None:
             self.notes.append(f"--steps {max(reachable)} begins earlier and reaches a window more")
 
-    def _note_missing_fields(self) -> None:
+    def _note_what_differs(self) -> None:
+        """From the published scenario that this is."""
         if self.scenario is None:
             return
         expected = set(self.scenario.fields) | set(self.scenario.constant_fields)
         missing = expected - {f.name for entry in self.manifest.files for f in entry.fields}
         if missing:
             self.notes.append(f"missing in the data: {', '.join(sorted(missing))}, which {self.scenario.title} has")
+        grid = self.manifest.files[0].grid
+        if grid != self.scenario.grid:
+            there, here = (" x ".join(map(str, cells)) for cells in (self.scenario.grid, grid))
+            self.notes.append(f"{self.scenario.title} was published on {there}, these data are on {here}")
 
 
 def open_scenarios(

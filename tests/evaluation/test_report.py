@@ -121,23 +121,28 @@ def test_lines_are_plots_of_truth_and_forecast_and_of_the_error(shown):
     assert (frames[0] != frames[-1]).any()
 
 
-def test_films_are_coarsened_until_the_page_has_a_reasonable_size(results, monkeypatch):
-    monkeypatch.setattr(report_films, "SIZES", ((12, 6), (6, 4), (3, 2)))
-    source = report_films.Source(
-        results, json.loads((results / "results.json").read_text())["forecast_files"][0], "model"
-    )
+def test_films_are_coarsened_and_then_fewer_until_the_page_has_a_reasonable_size(tmp_path, monkeypatch):
+    results = write_results(tmp_path / "evaluation", hostile=False, scenarios=("planes",))
+    monkeypatch.setattr(report_films, "SIZES", ((12, 6), (6, 4), (3, 2), (2, 1)))
+    monkeypatch.setattr(report_films, "ALL_TRAJECTORIES", 2)
+    (entry,) = json.loads((results / "results.json").read_text())["forecast_files"]
+    sources = [report_films.Source(results, {**entry, "trajectory": i}, "model") for i in (0, 1)]
 
-    def film(pixels):
+    def films(pixels):
         monkeypatch.setattr(report_films, "MAX_PIXELS", pixels)
-        ((made,),) = report_films.films([source])[0].values()
-        strip = made["fields"]["pressure"][""]["strips"][0]
-        assert pixels_of(strip).shape == (len(made["steps"]), strip["height"], strip["width"], 3)
-        return made["every"], made["steps"], (strip["width"], strip["height"])
+        found = report_films.films(sources)
+        made = found.by_scenario["planes"]
+        strip = made[0]["fields"]["pressure"][""]["strips"][0]
+        assert pixels_of(strip).shape == (len(made[0]["steps"]), strip["height"], strip["width"], 3)
+        assert found.first_only is (len(made) == 1)
+        return len(made), made[0]["every"], made[0]["steps"], (strip["width"], strip["height"])
 
-    fine = 2 * 3 * 6 * 12 * 8  # fields, panels, frames, cells
-    assert film(fine) == (1, [1, 2, 3, 4, 5, 6], (12, 8))
-    assert film(fine - 1) == (2, [1, 3, 4, 6], (6, 4))
-    assert film(0) == (4, [1, 6], (3, 2))
+    sets = 2 * 3  # fields, panels
+    assert films(2 * sets * 6 * 12 * 8) == (2, 1, [1, 2, 3, 4, 5, 6], (12, 8))
+    assert films(2 * sets * 6 * 12 * 8 - 1) == (2, 2, [1, 3, 4, 6], (6, 4))
+    assert films(2 * sets * 4 * 6 * 4 - 1) == (1, 2, [1, 3, 4, 6], (6, 4))
+    assert films(sets * 4 * 6 * 4 - 1) == (1, 4, [1, 6], (3, 2))
+    assert films(0) == (1, 6, [1], (2, 2))
 
 
 def test_forecasts_that_cannot_be_read_are_named_and_the_rest_is_shown(tmp_path):

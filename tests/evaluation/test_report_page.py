@@ -13,7 +13,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import Select
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from walrus_hf.evaluation.report import write_report
 from walrus_hf.panels import colour_map
@@ -37,10 +37,11 @@ def browser(tmp_path_factory):
     for flag in (*QUIET, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    session = webdriver.Chrome(options=options, service=Service(DRIVER))  # named, so that nothing is downloaded
-    session.implicitly_wait(5)
-    yield session
-    session.quit()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("no_proxy", "localhost,127.0.0.1")  # the driver is on this machine
+        session = webdriver.Chrome(options=options, service=Service(DRIVER))  # named, so that nothing is downloaded
+        yield session
+        session.quit()
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def page(browser, address):
     size(browser, 1200, 900)
     browser.get_log("browser"), browser.get_log("performance")
     browser.get(address)
-    browser.find_element(By.CSS_SELECTOR, "#panels canvas")
+    loaded(browser)
     yield browser
     assert browser.title == "Evaluation of forecasts"
     assert browser.get_log("browser") == []
@@ -112,6 +113,8 @@ def test_tables_show_intervals_failures_notes_and_published_numbers(page):
     assert column(page, "table", 3) == ["0.3", "0.6", "∞", "\u2013"]
     cells = page.find_elements(By.CSS_SELECTOR, "#table tbody td:nth-child(3)")
     assert [cell.text.split("\n")[1:] for cell in cells] == [["[0.24, 0.36]"], ["[0.48, 0.72]"], ["2 of 3 failed"], []]
+    summary = "cells (x periodic, y periodic), 3 trajectories, forecast from frame 17, 6 steps of 0.5 simulation units."
+    assert text(page, "summary") == f"12 \u00d7 8 {summary}"
     assert "start moved from 19 to 17" in text(page, "notes")
     assert "u_net, trajectory 1: failed at step 4" in text(page, "notes")
     assert "Published, Walrus, Table 1, steps 1:20: as read" in text(page, "remarks")
@@ -202,8 +205,15 @@ def test_the_curve_of_errors_is_drawn_to_scale_with_its_interval(page):
     np.testing.assert_allclose((y[0] - y) / (y[0] - y[1]), np.log2(np.arange(1, 7)), rtol=0.02)
 
 
+def loaded(page):
+    """The pictures of the film are decoded."""
+    script = "return player.pictures.length > 0 && player.pictures.every((picture) => picture.image.complete) && (showFrame(), true)"
+    WebDriverWait(page, 20, 0.02).until(lambda browser: browser.execute_script(script))
+
+
 def canvas_pixels(page, number):
     """(height, width, 3) of a panel."""
+    loaded(page)
     script = (
         "const c = document.querySelectorAll('#panels canvas')[arguments[0]], copy = c.cloneNode(),"
         "  pen = copy.getContext('2d', { willReadFrequently: true }); pen.drawImage(c, 0, 0);"

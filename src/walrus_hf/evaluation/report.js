@@ -68,6 +68,9 @@ function errorCell(found, kind) {
   return { text: number(value), value, interval: [interval, failed].filter(Boolean).join(" ") };
 }
 
+// Published numbers are means over all fields.
+const isWhole = (entry, name) => name === MEAN || entry.fields.length === 1;
+
 // Rows of own forecasters and of published numbers, the lowest of each column marked.
 function errorRows(entry, name, kind) {
   const rows = Object.entries(entry.forecasters).map(([who, found]) => ({
@@ -75,7 +78,7 @@ function errorRows(entry, name, kind) {
     cells: data.windows.map((window) => errorCell(found.windows[window]?.[name], kind)),
     time: found.physics?.correlation_time?.[name],
   }));
-  if (kind === "median" && name === MEAN) {
+  if (kind === "median" && isWhole(entry, name)) {
     for (const source of new Set(entry.published.map((item) => `${item.model}, ${item.table}`))) {
       const items = entry.published.filter((item) => `${item.model}, ${item.table}` === source);
       rows.push({
@@ -137,7 +140,7 @@ function timeCell(time) {
 function remarks(entry, name, kind, times) {
   const lines = [`In brackets: ${100 * (data.runs[0].protocol.bootstrap?.level ?? 0.95)} % bootstrap intervals over trajectories; the lowest value of a column is bold.`];
   if (times) lines.push("Correlation time: steps until the correlation with the truth falls below 0.8; \"never\" within the steps counts as one step more.");
-  if (entry.published.length && (name !== MEAN || kind !== "median")) lines.push(`Published numbers are medians of the mean of the fields: choose "${MEAN}" and "median" to see them.`);
+  if (entry.published.length && !(isWhole(entry, name) && kind === "median")) lines.push(`Published numbers are medians of the mean of the fields: choose "${MEAN}" and "median" to see them.`);
   for (const item of entry.published) if (item.note) lines.push(`Published, ${item.model}, ${item.table}, steps ${item.window}: ${item.note}`);
   return [...new Set(lines)];
 }
@@ -242,6 +245,7 @@ function showFilm() {
   byId("film-hint").textContent = [
     player.film.every > 1 ? `One cell in ${player.film.every} along each axis is shown.` : "",
     `${player.film.steps.length} frames.`,
+    data.first_only ? "The page shows the first trajectory of each scenario." : "",
     seen.strips[0].limits ? "Truth and forecast share their colours; grey cells are obstacles or not finite." : "",
     seen.strips[0].limits ? "First axis to the right, second one up." : "",
   ].filter(Boolean).join(" ");
@@ -342,9 +346,15 @@ function showScenario() {
   options(byId("field"), [...(entry.fields.length > 1 ? [MEAN] : []), ...entry.fields].map((item) => [item, item]), true);
   if (entry.fields.length === 1) byId("field").value = entry.fields[0];
   byId("scenario-title").textContent = entry.facts.title ? `${words(name)} (${entry.facts.title})` : words(name);
+  byId("summary").textContent = summary(entry.facts);
   byId("notes").replaceChildren(...[...entry.notes, ...failures(entry)].map((text) => make("li", { textContent: text })));
   facts(byId("facts"), [["", { scenario: name, ...entry.facts }]]);
   showField();
+}
+
+function summary(found) {
+  const n = found.trajectories, sides = Object.entries(found.boundary_conditions ?? {}).map(([axis, kinds]) => `${axis} ${plain(kinds)}`);
+  return `${found.grid.join(" × ")} cells (${sides.join(", ")}), ${n} ${n === 1 ? "trajectory" : "trajectories"}, forecast from frame ${plain(found.start)}, ${plain(found.steps)} steps of ${plain(found.dt)} simulation units.`;
 }
 
 function failures(entry) {

@@ -98,13 +98,14 @@ def content(results: Sequence[Path], training: Sequence[Path] = ()) -> dict[str,
                 f"{folder / RESULTS}: expected results as `walrus-hf evaluate` writes them, found a damaged file "
                 f"({type(error).__name__}: {error}); evaluate again"
             ) from error
-    moving, unreadable = films(sources)
-    for scenario, made in moving.items():
+    moving = films(sources)
+    for scenario, made in moving.by_scenario.items():
         if scenario in scenarios:
             scenarios[scenario]["films"] = made
     return {
         "runs": runs, "windows": list(dict.fromkeys(w for run in runs for w in run["protocol"]["windows"])),
-        "scenarios": scenarios, "unreadable": unreadable, "training": _training(training),
+        "scenarios": scenarios, "unreadable": moving.notes, "first_only": moving.first_only,
+        "training": _training(training),
     }  # fmt: skip
 
 

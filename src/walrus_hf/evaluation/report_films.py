@@ -14,10 +14,11 @@ from ..fields import Trajectory
 from ..films import strips
 from ..panels import View, planes, row_from
 
-# Cells along the longer side of a picture, and frames of a film: the first that keep a page below MAX_PIXELS. A pixel
-# costs about a byte in the page.
+# Cells along the longer side of a picture, and frames of a film: the first that keep the page's films below MAX_PIXELS.
+# A pixel is at most a byte in a PNG and 4/3 in the page, so a page has at most 32 MB and most have a third of that.
 SIZES = ((128, 40), (96, 32), (64, 24), (48, 16), (32, 12), (24, 8))
 MAX_PIXELS = 24_000_000
+ALL_TRAJECTORIES = 3  # of the sizes: before pictures get coarser than those, only the first of each scenario is shown
 LINE_FRAMES = 20  # of one-dimensional data, whose frames are plots
 READABLE = (OSError, ValueError, KeyError)
 
@@ -42,32 +43,56 @@ class Source:
         return path
 
 
-def films(sources: Iterable[Source]) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
-    """Films by scenario, as the page's script reads them, and lines about files that could not be read.
+Readable = tuple[Source, WellInfo]
+
+
+@dataclasses.dataclass
+class Films:
+    """What `films` found.
+
+    Attributes:
+        by_scenario: the films, as the page's script reads them.
+        notes: lines about files that could not be read.
+        first_only: trajectories but the first of each scenario and forecaster were left out.
+    """
+
+    by_scenario: dict[str, list[dict[str, Any]]]
+    notes: list[str]
+    first_only: bool
+
+
+def films(sources: Iterable[Source]) -> Films:
+    """Films of the kept forecasts.
 
     A film is `trajectory`, `forecaster`, `dt`, `steps` (lead times in steps, one a frame), `every` (of how many cells
     one is shown), and `fields`: field -> view -> `label`, `unit`, `error` and `strips` (see `walrus_hf.films.Strip`).
     """
-    readable, notes = [], []
+    readable: list[Readable] = []
+    notes: list[str] = []
     for source in sources:
         try:
             readable.append((source, well_info(source.path("forecast"))))
         except READABLE as error:
             notes.append(_unreadable(source, error))
-    cells, frames = next(size for size in (*SIZES, SIZES[-1]) if _fits([i for _, i in readable], *size))
+    chosen, (cells, frames) = _choose(readable)
     found: dict[str, list[dict[str, Any]]] = {}
-    for source, info in readable:
+    for source, info in chosen:
         try:
             found.setdefault(source.scenario, []).append(_film(source, info, cells, frames))
         except READABLE as error:
             notes.append(_unreadable(source, error))
-    return {name: made for name, made in found.items() if made}, notes
+    return Films({name: made for name, made in found.items() if made}, notes, len(chosen) < len(readable))
 
 
-def _fits(infos: Iterable[WellInfo], cells: int, frames: int) -> bool:
-    if (cells, frames) == SIZES[-1]:
-        return True
-    return sum(_pixels(info, cells, frames) for info in infos) <= MAX_PIXELS
+def _choose(readable: list[Readable]) -> tuple[list[Readable], tuple[int, int]]:
+    """Which of the forecasts are shown, and in which size."""
+    first = {(source.scenario, source.forecaster): (source, info) for source, info in reversed(readable)}
+    few = [pair for pair in readable if pair in first.values()]
+    for shown, sizes in ((readable, SIZES[:ALL_TRAJECTORIES]), (few, SIZES[ALL_TRAJECTORIES - 1 :])):
+        for size in sizes:
+            if sum(_pixels(info, *size) for _, info in shown) <= MAX_PIXELS:
+                return shown, size
+    return few, SIZES[-1]
 
 
 def _pixels(info: WellInfo, cells: int, frames: int) -> int:

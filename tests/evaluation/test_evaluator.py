@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import types
+from pathlib import Path
 
 import numpy as np
 import pandas
@@ -13,9 +14,11 @@ from walrus_hf import WalrusPipeline, load_well, save_well
 from walrus_hf.evaluation import Protocol, evaluate
 from walrus_hf.evaluation import evaluator as module
 from walrus_hf.evaluation.evaluator import read_ahead
+from walrus_hf.evaluation.sources import EvaluatedScenario
 from walrus_hf.metrics import nrmse, persistence, score
 from walrus_hf.modeling_walrus import WalrusForPrediction
 
+from ..data.http_server import RangeServer
 from ..small_model import small_model
 from .conftest import QUICK, WINDOWS, Named, noise
 
@@ -163,6 +166,31 @@ def test_an_evaluation_that_was_killed_goes_on_without_repeating_anything(pipe, 
     ]  # fmt: skip
     for file in ("results.json", "table.md"):
         assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_data_on_a_server_are_measured_like_those_at_hand(pipe, runs, tmp_path):
+    run(pipe, runs, tmp_path / "here")
+    with RangeServer({"runs.hdf5": Path(runs).read_bytes()}) as server:
+        run(pipe, server.url("runs.hdf5"), tmp_path / "there", workers=2)
+    here, there = (table_of(tmp_path / name).drop(columns="source") for name in ("here", "there"))
+    assert here.equals(there)
+
+
+def test_an_evaluation_goes_on_after_the_network_has_failed(pipe, runs, tmp_path, counted, monkeypatch):
+    read = EvaluatedScenario.truth
+
+    def broken(self, trajectory, first, stop):
+        if trajectory.number == 1:
+            raise ConnectionError("connection reset")
+        return read(self, trajectory, first, stop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EvaluatedScenario, "truth", broken)
+        with pytest.raises(OSError, match="connection reset"):
+            run(pipe, runs, tmp_path / "out", workers=2)
+    counted["numbers"] = []
+    assert run(pipe, runs, tmp_path / "out")["scenarios"]["runs"]["trajectories"] == 3
+    assert counted["numbers"] == [1, 2]
 
 
 def test_a_part_of_another_evaluation_is_not_continued(pipe, runs, tmp_path, counted):

@@ -206,8 +206,11 @@ def test_the_curve_of_errors_is_drawn_to_scale_with_its_interval(page):
 
 
 def loaded(page):
-    """The pictures of the film are decoded."""
-    script = "return player.pictures.length > 0 && player.pictures.every((picture) => picture.image.complete) && (showFrame(), true)"
+    """The pictures of the film are there, and drawn."""
+    script = (
+        "return player.pictures.length > 0 && player.pictures.every((picture) => picture.image.complete)"
+        " && (showFrame(), true)"
+    )
     WebDriverWait(page, 20, 0.02).until(lambda browser: browser.execute_script(script))
 
 

@@ -1,0 +1,46 @@
+"""The examples about forecasts run with `--tiny`, and open with the commands that run them."""
+
+import ast
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from walrus_hf import load_well
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(monkeypatch, name, *arguments):
+    monkeypatch.setattr(sys, "argv", [name, "--tiny", *map(str, arguments)])
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+
+def test_a_file_is_forecast_compared_and_drawn(monkeypatch, tmp_path, capsys):
+    run(monkeypatch, "forecast.py", "--output", tmp_path, "--steps", "3")
+    assert load_well(tmp_path / "forecast.hdf5").num_frames == 3
+    assert (tmp_path / "forecast.gif").stat().st_size > 1000
+    assert "persistence" in capsys.readouterr().out
+
+
+def test_own_arrays_are_forecast_under_their_own_names(monkeypatch, capsys):
+    run(monkeypatch, "own_arrays.py")
+    out = capsys.readouterr().out
+    assert "velocity of the forecast: (4, 24, 16, 2)" in out
+    assert "every third frame: (2, 24, 16) frames 0.06 apart" in out
+
+
+def test_an_xarray_data_set_is_forecast_into_another(monkeypatch, tmp_path):
+    xarray = pytest.importorskip("xarray")
+    run(monkeypatch, "own_xarray.py", "--output", tmp_path / "f" / "forecast.nc", "--steps", "2")
+    with xarray.open_dataset(tmp_path / "f" / "forecast.nc") as found:
+        assert found["pressure"].shape == (2, 24, 16)
+        assert found["time"].values.tolist() == pytest.approx([0.4, 0.45])
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_every_example_is_short_and_opens_with_its_commands(path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 120
+    assert f"examples/{path.name}" in (ast.get_docstring(ast.parse(text)) or "")

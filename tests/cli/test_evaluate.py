@@ -80,7 +80,7 @@ def test_several_data_may_follow_and_names_are_kept_apart(run, evaluate, tmp_pat
     assert "short: No forecast" in result.out
     assert "note: short: 1 of 1 trajectories are too short to forecast" in result.out
     assert "note: simulation-2: window 1:6: covered by 0 of 1 trajectories, the shortest of which" in result.out
-    assert "note: simulation-2: --steps 6 begins earlier and reaches a window more" in result.out
+    assert "note: simulation-2: --steps 6 would begin earlier and cover 1:6" in result.out
 
 
 def test_the_published_windows_and_start_are_the_default(run, file, model):

@@ -20,6 +20,7 @@ from walrus_hf.modeling_walrus import WalrusForPrediction
 
 from ..data.http_server import RangeServer
 from ..small_model import small_model
+from ..test_parity import parity_model
 from .conftest import QUICK, WINDOWS, Named, noise
 
 
@@ -275,6 +276,24 @@ def test_a_forecast_that_overflows_is_a_failure_with_its_step_and_nobody_elses(p
     assert load_well(tmp_path / "out" / "forecasts" / "runs-1-forecast.hdf5").num_frames == 2
 
 
+def test_a_model_that_gives_nan_fails_everywhere_and_the_baselines_stand(runs):
+    model = parity_model(torch.float32, tokens_per_axis=4, tokens_per_axis_3d=2)
+    model.model.layers[0].space_mixing.down_proj.weight.data.fill_(torch.nan)
+    found = run(WalrusPipeline(model), runs, batch_size=2)["scenarios"]["runs"]["forecasters"]
+    assert [(f["trajectory"], f["step"]) for f in found["model"]["failures"]] == [(0, 1), (1, 1), (2, 1)]
+    assert found["model"]["windows"]["1"]["pressure"]["median"] == np.inf
+    assert found["model"]["physics"]["correlation_time"]["pressure"]["median"] == 1
+    assert found["persistence"]["windows"]["1"]["pressure"]["median"] < np.inf
+
+
+def test_values_that_are_not_finite_do_not_matter_in_fields_that_are_left_out(pipe, tmp_path):
+    fields = noise().fields
+    own = noise(**fields, vorticity=np.full((12, 16, 12), np.nan))
+    found = run(pipe, save_well(own, tmp_path / "own.hdf5"))["scenarios"]["own"]
+    assert found["trajectories"] == 1
+    assert found["fields"] == ["pressure", "velocity"]
+
+
 def test_fields_that_the_model_does_not_know_are_left_out_and_noted(pipe, tmp_path):
     fields = noise().fields
     own = noise(**fields, vorticity=fields["pressure"] ** 2)
@@ -333,7 +352,7 @@ def test_trajectories_that_are_too_short_or_damaged_are_left_out_and_noted(pipe,
     assert "start moved from frame 6 to 4 in 1 of 5 trajectories, which have 5 frames" in notes
     assert "windows 1:4, 3:6: covered by 3 of 4 trajectories, the shortest of which have 1 steps" in notes
     assert "trajectory 1 was left out: its truth is not finite: field 'pressure', frame 8" in notes
-    assert "trajectory 2 was left out: field 'velocity', frame 3: expected finite numbers" in notes
+    assert "trajectory 2 was left out: of the 6 frames before the start, field 'velocity', frame 3: expected" in notes
     assert "trajectory 1 was left out" in (tmp_path / "out" / "table.md").read_text()
 
 

@@ -178,12 +178,18 @@ class _Run:
         stream: Iterator[Any],
     ) -> list[Record]:
         """Records of alike trajectories. The stream gives their contexts, then chunks of their truth."""
-        rows, failed = [], {}
+        rows: list[_Row] = []
+        failed: dict[int, str] = {}
         for trajectory, context in zip(batch, next(stream)):
             if isinstance(context, str):
                 failed[trajectory.number] = context
+                continue
+            begun = _Row(trajectory, context, walrus)
+            reason = begun.unusable()
+            if reason is None:
+                rows.append(begun)
             else:
-                rows.append(_Row(trajectory, context, walrus))
+                failed[trajectory.number] = reason
         forecasts = self._forecasts(walrus, rows) if rows else {}
         for row in rows:
             row.begin(list(forecasts), self._spectra_steps(row.trajectory.steps))
@@ -243,6 +249,14 @@ class _Row:
         self.log_fields = [name for name in walrus.processor.log_fields if name in self.context.fields]
         self.grid = TrajectoryGrid(self.context, self.log_fields, walrus.processor.field_names)
         self.scores: dict[str, Scores] = {}
+
+    def unusable(self) -> str | None:
+        """Why nothing can be forecast from the context."""
+        try:
+            self.context.check_finite()
+        except ValueError as error:
+            return f"of the {self.context.num_frames} frames before the start, {error}"
+        return None
 
     def begin(self, names: Sequence[str], spectra_steps: set[int]) -> None:
         self.spectra_steps = spectra_steps

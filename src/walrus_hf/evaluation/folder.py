@@ -109,8 +109,8 @@ class EvaluationFolder:
                     old.unlink()
         if self.forecasts.is_dir():
             (self.path / FORECASTS).mkdir(exist_ok=True)
-            for new in self.forecasts.iterdir():
-                os.replace(new, self.path / FORECASTS / new.name)
+            for new in self.forecasts.iterdir():  # copied: whoever is killed here can finish later
+                shutil.copy2(new, self.path / FORECASTS / new.name)
         for name in (TRAJECTORIES, TABLE, RESULTS):
             os.replace(self.partial / name, self.path / name)
         shutil.rmtree(self.partial)

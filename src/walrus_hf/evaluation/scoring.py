@@ -15,20 +15,6 @@ from .forecasters import Frame
 PER_STEP = ("vrmse", "nrmse", "correlation", "total", "truth_total")
 
 
-class TruthFrame:
-    """One frame of the truth as scores need it, made once for all forecasters.
-
-    `fields` are as the model reads them: logarithms where it reads logarithms.
-    """
-
-    def __init__(self, fields: Mapping[str, np.ndarray], grid: TrajectoryGrid, with_spectra: bool) -> None:
-        self.fields = {name: grid.transformed(name, values) for name, values in fields.items()}
-        self.cells = {name: grid.cells(values) for name, values in self.fields.items()}
-        self.totals = {name: grid.total_change(name, values) for name, values in fields.items()}
-        self.divergence = {name: grid.divergence(fields[name]) for name in grid.divergence_fields}
-        self.power = {name: grid.power(values) for name, values in self.fields.items()} if with_spectra else None
-
-
 class TrajectoryGrid:
     """What scores need to know of a trajectory: cells, spacing, boundaries, and its last frame before the forecast."""
 
@@ -66,6 +52,20 @@ class TrajectoryGrid:
         if self.free.all():
             return values
         return np.where(self.free.reshape(*self.grid, *[1] * (values.ndim - self.dims)), values, 0.0)
+
+
+class TruthFrame:
+    """One frame of the truth as scores need it, made once for all forecasters.
+
+    `fields` are as the model reads them: logarithms where it reads logarithms.
+    """
+
+    def __init__(self, fields: Mapping[str, np.ndarray], grid: TrajectoryGrid, with_spectra: bool) -> None:
+        self.fields = {name: grid.transformed(name, values) for name, values in fields.items()}
+        self.cells = {name: grid.cells(values) for name, values in self.fields.items()}
+        self.totals = {name: grid.total_change(name, values) for name, values in fields.items()}
+        self.divergence = {name: grid.divergence(fields[name]) for name in grid.divergence_fields}
+        self.power = {name: grid.power(values) for name, values in self.fields.items()} if with_spectra else None
 
 
 class Scores:

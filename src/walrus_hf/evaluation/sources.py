@@ -18,6 +18,7 @@ import numpy as np
 from ..data.fetching import read_arrays
 from ..data.flowbench import load_flowbench
 from ..data.manifest import FileManifest, Manifest
+from ..data.remote import join_inside
 from ..data.scenarios import SCENARIOS, Scenario
 from ..data.source_files import open_source
 from ..data.well import load_well
@@ -98,24 +99,22 @@ class EvaluatedScenario:
         """The frames before the start, at most `CONTEXT_FRAMES`.
 
         Raises:
-            ValueError: a file that cannot be used, or values that are not finite.
+            ValueError: a file that cannot be used.
         """
         entry, first = self.entry(trajectory), max(trajectory.start - CONTEXT_FRAMES, 0)
         begin, frames = first * self.stride, (trajectory.start - 1 - first) * self.stride + 1
         url = self.manifest.url(trajectory.file)
         if entry.format == "flowbench":
-            geometry = None if entry.geometry is None else f"{self.manifest.root}/{entry.geometry}"
+            geometry = None if entry.geometry is None else join_inside(self.manifest.root, entry.geometry)
             found = load_flowbench(url, begin, frames, geometry)
         else:
             found = load_well(url, trajectory.row, begin, frames)
-        found = dataclasses.replace(
+        return dataclasses.replace(
             found,
             fields={name: values[:: self.stride] for name, values in found.fields.items()},
             dt=found.dt * self.stride,
             ensemble=None,
         )
-        found.check_finite()
-        return found
 
     def truth(self, trajectory: EvaluatedTrajectory, first: int, stop: int) -> dict[str, np.ndarray]:
         """Fields `(stop - first, *grid, ...)` at the lead times `first + 1` to `stop`."""
@@ -192,11 +191,10 @@ class EvaluatedScenario:
                     f"window{'s' * (len(names) > 1)} {', '.join(names)}: covered by {covered} of {len(steps)} "
                     f"trajectories, the shortest of which have {min(steps)} steps from their start"
                 )
-        reachable = [
-            last for _, last in protocol.windows.values() if max(steps, default=0) < last <= max(self.frames) - 2
-        ]
-        if steps and reachable and protocol.steps is None:
-            self.notes.append(f"--steps {max(reachable)} begins earlier and reaches a window more")
+        longest = max(steps, default=0)
+        within = {name: last for name, (_, last) in protocol.windows.items() if longest < last <= max(self.frames) - 2}
+        if steps and within and protocol.steps is None:
+            self.notes.append(f"--steps {max(within.values())} would begin earlier and cover {', '.join(within)}")
 
     def _note_what_differs(self) -> None:
         """From the published scenario that this is."""

@@ -29,9 +29,10 @@ def test_the_text_states_provenance_size_and_what_was_not_measured():
 
 def test_the_fields_are_listed_without_the_flags():
     text = card(field2id={"pressure": 0, "closed_boundary": 1, "open_boundary": 2, "bias_correction": 3})
-    assert "Fields: `pressure`." in text
+    assert "**Fields**: `pressure`." in text
+    assert "closed_boundary" not in text
 
 
 def test_the_state_of_the_jitter_is_told():
-    assert "patch jitter on" in card()
-    assert "patch jitter off" in card(jitter=False)
+    assert "Patch jitter\n  is on." in card()
+    assert "Patch jitter\n  is off." in card(jitter=False)

@@ -2,80 +2,251 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .configuration_walrus import WalrusConfig
+from .data.scenarios import SCENARIOS
 from .fields import FLAG_NAMES
+from .strides import MIN_CELLS
 
-CONVERTED = """---
-{{ card_data }}
----
+TAGS = ("physics", "partial-differential-equations", "surrogate-model", "walrus")
+TASK = "time-series-forecasting"
+PAPER = "arXiv [2511.15684](https://arxiv.org/abs/2511.15684)"
+FOLDER = "path/to/this/folder"  # what cards call their checkpoint until it has a name on the Hub
+RESULTS_FORMAT = "walrus_hf.evaluation/1"
+NOT_MEASURED = "Not measured. `walrus-hf evaluate` measures, and `walrus-hf push --results` writes it here."
+UNKNOWN_TRAINING = "Not told by whoever saved this checkpoint."
 
-# {{ title }}
 
-A checkpoint of Walrus (arXiv [2511.15684](https://arxiv.org/abs/2511.15684)), a space-time transformer that forecasts
-fields of fluids, plasmas, waves and active matter on uniform 2D and 3D grids, converted for
-`walrus_hf`.
+def checkpoint_card(
+    config: WalrusConfig,
+    title: str,
+    summary: str,
+    parameters: int,
+    *,
+    provenance: str,
+    training: str = UNKNOWN_TRAINING,
+    evaluation: str = NOT_MEASURED,
+    frames: tuple[int, int] = (6, 3),
+    costs: Sequence[Mapping[str, Any]] = (),
+    limits: Iterable[str] = (),
+    model: str = FOLDER,
+    code: bool = False,
+    size: str | None = None,
+    data: ModelCardData | None = None,
+) -> str:
+    """The card of a checkpoint, from the template beside this module.
 
-## Use
+    Args:
+        parameters: how many the checkpoint has.
+        provenance: where the weights come from, with their hash.
+        training: the data it was trained on, with their licences.
+        evaluation: what was measured, and how (`evaluation_text`).
+        frames: the most frames that a forecast starts from, of planes and of volumes.
+        costs: of typical grids: `grid`, `frames`, `fields`, `tokens`, `gflop` and `gib` of one forecast step.
+        limits: beside those of every checkpoint.
+        model: what `from_pretrained` is to load.
+        code: whether the checkpoint brings its own code.
+        size: text in place of the layers and parameters.
+        data: header of the card.
+    """
+    names = [f"`{name}`" for name in config.field2id or {} if name not in FLAG_NAMES]
+    card = ModelCard.from_template(
+        data or ModelCardData(library_name="walrus_hf", pipeline_tag=TASK, tags=list(TAGS)),
+        template_str=files(__package__).joinpath("model_card_template.md").read_text(encoding="utf-8"),
+        title=title, summary=summary, model=model, code=code, frames=frames[0], frames_3d=frames[1],
+        fields=f"any of these {len(names)}: {', '.join(names)}" if len(names) > 1 else "".join(names),
+        scale_eps=f"{config.scale_eps:g}", min_cells=MIN_CELLS, tokens=config.tokens_per_axis,
+        tokens_3d=config.tokens_per_axis_3d, jitter="on" if config.jitter else "off",
+        size=size or size_text(config, parameters), costs=cost_table(costs), evaluation=evaluation,
+        training=training, limits=list(limits), provenance=provenance,
+    )  # fmt: skip
+    return str(card)
 
-```python
-from walrus_hf import WalrusPipeline, load_well
 
-pipe = WalrusPipeline.from_pretrained("path/to/this/folder")
-forecast = pipe.predict(load_well("simulation.hdf5", frames=6), prediction_length=50)
-```
+def size_text(config: WalrusConfig, parameters: int) -> str:
+    """Parameters and layers, in a sentence."""
+    return (
+        f"{parameters:,} parameters: {config.num_hidden_layers} layers of width {config.hidden_size}, "
+        f"{config.num_attention_heads} heads, stem {config.stem_hidden_size}."
+    )
 
-## Provenance
 
-- Source file: `{{ source }}`, SHA-256 `{{ digest }}`.
-- The weights are those of the source; only names and layout changed, and the scalar `encoder_dummy` was folded into
-  the first convolution. Nothing was trained, and no accuracy was measured during the conversion.
-- Original model: Polymathic AI, [polymathic-ai/walrus](https://huggingface.co/polymathic-ai/walrus), MIT licence.
+def cost_table(costs: Sequence[Mapping[str, Any]]) -> str:
+    """Operations and memory of one forecast step, by grid."""
+    if not costs:
+        return ""
+    rows = [
+        [
+            row["grid"],
+            row["frames"],
+            row["fields"],
+            f"{row['tokens']:,}",
+            _three_digits(row["gflop"]),
+            f"{row['gib']:.2f}",
+        ]
+        for row in costs
+    ]
+    head = ["grid, periodic", "frames", "fields", "tokens", "GFLOP a step", "GiB, float32"]
+    return (
+        "Counted, not timed: operations of one forecast step, and weights with working memory.\n\n"
+        + markdown_table(head, rows)
+        + "\n\n`walrus-hf info --model MODEL --grid 256x256` gives seconds on the device at hand."
+    )
 
-## Geometry
 
-{{ parameters }} parameters: {{ layers }} layers of width {{ width }}, {{ heads }} heads, stem {{ stem }}.
-About {{ tokens }} tokens an axis for planes and {{ tokens_3d }} for volumes; patch jitter {{ jitter }}.
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
-Fields: {{ fields }}.
 
-## Citation
+def evaluation_text(results: Mapping[str, Any]) -> str:
+    """Protocol and table of what `walrus-hf evaluate` wrote to `results.json`."""
+    protocol, windows = results["protocol"], list(results["protocol"]["windows"])
+    rows = []
+    for name, scenario in results["scenarios"].items():
+        field = "mean of fields" if len(scenario["fields"]) > 1 else scenario["fields"][0]
+        for who, found in scenario["forecasters"].items():
+            cells = [_score(found["windows"].get(window, {}).get(field)) for window in windows]
+            rows.append([name, "x".join(map(str, scenario["grid"])), scenario["trajectories"], who, *cells])
+    members = f", means of ensembles of {protocol['ensemble_size']}" if protocol["ensemble_size"] > 1 else ""
+    start = "" if protocol["start"] is None else f" from frame {protocol['start']} on"
+    told = (
+        f"Measured with `walrus-hf evaluate` (walrus_hf {results['versions']['walrus_hf']}, {results['device']}, "
+        f"{results['model']['dtype']}) by the protocol `{protocol['name']}` on the split `{protocol['split']}`: "
+        f"forecasts{start}{members}, jitter {'on' if protocol['jitter'] else 'off'}, seed {protocol['seed']}.\n\n"
+        f"Median VRMSE over trajectories, mean of fields, by lead time in steps; in brackets the interval of "
+        f"{100 * protocol['bootstrap']['level']:g} %. 1 is as good as the spatial mean; below `persistence` is skill."
+    )
+    return f"{told}\n\n{markdown_table(['scenario', 'grid', 'trajectories', 'forecast', *windows], rows)}"
 
-McCabe et al., Walrus: A Cross-Domain Foundation Model for Continuum Dynamics, arXiv 2511.15684.
-"""
+
+def _score(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "-"
+    if found["median"] is None or not math.isfinite(found["median"]):
+        return "failed"
+    low, high = found["median_low"], found["median_high"]
+    text = f"{found['median']:.4f}"
+    return text if low is None or not math.isfinite(low) else f"{text} [{low:.4f}, {high:.4f}]"
+
+
+def evaluation_entries(results: Mapping[str, Any]) -> list[EvalResult]:
+    """The model's scores for the `model-index` of a card, from which the Hub makes its tables."""
+    entries = []
+    for name, scenario in results["scenarios"].items():
+        field = "mean of fields" if len(scenario["fields"]) > 1 else scenario["fields"][0]
+        # Files of one's own may hold the same scenario, but are not the data set on the Hub.
+        known = SCENARIOS[name].repository if name in SCENARIOS and scenario["source"] == name else name
+        for window, scores in scenario["forecasters"].get("model", {"windows": {}})["windows"].items():
+            value = scores[field]["median"]
+            if value is not None and math.isfinite(value):
+                entries.append(
+                    EvalResult(
+                        task_type=TASK, dataset_type=known, dataset_name=scenario["title"] or name,
+                        dataset_split=results["protocol"]["split"], metric_type="vrmse", metric_value=value,
+                        metric_name=f"VRMSE, steps {window}, median over {scores[field]['count']} trajectories",
+                    )
+                )  # fmt: skip
+    return entries
+
+
+def pushed_card(
+    text: str,
+    repo_id: str,
+    *,
+    license: str | None = None,
+    base_model: str | None = None,
+    datasets: Sequence[str] = (),
+    results: Mapping[str, Any] | None = None,
+    gif: str | None = None,
+) -> str:
+    """A card as it goes to the Hub: what is given here is added to its header, or replaces what stood there.
+
+    Args:
+        text: the card so far.
+        repo_id: name on the Hub; stands in for the path in the card's example.
+        license: identifier such as `cc-by-4.0`.
+        datasets: that the model was trained on, by their names on the Hub.
+        results: of `walrus-hf evaluate`, for the section "Evaluation" and the `model-index`.
+        gif: a film of the folder, shown on top.
+    """
+    card = ModelCard(text)
+    data: Any = card.data
+    data.library_name = data.library_name or "walrus_hf"
+    data.pipeline_tag = data.pipeline_tag or TASK
+    data.tags = [*(data.tags or ()), *(tag for tag in TAGS if tag not in (data.tags or ()))]
+    data.license = license or data.license
+    data.base_model = base_model or data.base_model
+    data.datasets = list(datasets) or data.datasets
+    body = card.text.replace(FOLDER, repo_id)
+    if results is not None:
+        data.model_name = repo_id.rpartition("/")[2]
+        data.eval_results = evaluation_entries(results)
+        body = _with_section(body, "Evaluation", evaluation_text(results))
+    if gif is not None and f"]({gif})" not in body:
+        shown = f"![A forecast of this model]({gif})\n"
+        heading = re.search(r"^# .*\n", body, re.MULTILINE)
+        place = heading.end() if heading else 0
+        body = f"{body[:place]}\n{shown}{body[place:]}"
+    card.text = body
+    return str(card)
+
+
+def _with_section(text: str, heading: str, body: str) -> str:
+    """The text with one section replaced; before the citation, else at the end, where it has none."""
+    section = f"## {heading}\n\n{body}\n\n"
+    found = re.search(rf"^## {heading}\n.*?(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    if found:
+        return text[: found.start()] + section + text[found.end() :]
+    last = re.search(r"^## Citation\n", text, re.MULTILINE)
+    place = last.start() if last else len(text)
+    return text[:place].rstrip("\n") + "\n\n" + section + text[place:]
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def published_training() -> str:
+    """The data that the published weights were trained on, with their licences."""
+    rows = [
+        [s.title, f"`{s.repository}`", "x".join(map(str, s.grid)), s.licence]
+        for s in SCENARIOS.values()
+        if s.stage == "pretraining"
+    ]
+    table = markdown_table(["scenario", "data set", "grid", "licence"], rows)
+    return f"By the authors, on these {len(rows)} scenarios (Table 5 of the paper):\n\n{table}"
 
 
 def converted_card(config: WalrusConfig, source: str, digest: str, parameters: int) -> str:
     """Card of a checkpoint that `walrus-hf convert` made from the published file `source`."""
     data = ModelCardData(
-        license="mit",
-        library_name="walrus_hf",
-        tags=["physics", "partial-differential-equations", "surrogate-model", "walrus"],
-        base_model="polymathic-ai/walrus",
+        license="mit", library_name="walrus_hf", pipeline_tag=TASK, tags=list(TAGS), base_model="polymathic-ai/walrus"
     )
-    names = [f"`{name}`" for name in config.field2id or {} if name not in FLAG_NAMES]
-    card = ModelCard.from_template(
-        data,
-        template_str=CONVERTED,
-        title="Walrus, converted",
-        source=source,
-        digest=digest,
-        parameters=f"{parameters:,}",
-        layers=config.num_hidden_layers,
-        width=config.hidden_size,
-        heads=config.num_attention_heads,
-        stem=config.stem_hidden_size,
-        tokens=config.tokens_per_axis,
-        tokens_3d=config.tokens_per_axis_3d,
-        jitter="on" if config.jitter else "off",
-        fields=", ".join(names),
-    )
-    return str(card)
+    return checkpoint_card(
+        config, "Walrus, converted",
+        f"A checkpoint of Walrus ({PAPER}), a space-time transformer that forecasts fields of fluids, plasmas, waves "
+        "and active matter on uniform grids, converted for `walrus_hf`.",
+        parameters,
+        provenance=(
+            f"- Source file: `{source}`, SHA-256 `{digest}`.\n"
+            "- The weights are those of the source; only names and layout changed, and the scalar `encoder_dummy` was "
+            "folded into the first convolution. Nothing was trained, and no accuracy was measured during the "
+            "conversion.\n"
+            "- Original model: Polymathic AI, [polymathic-ai/walrus](https://huggingface.co/polymathic-ai/walrus), MIT "
+            "licence."
+        ),
+        training="By the authors of the source. The published weights saw the 19 scenarios of the paper's Table 5.",
+        data=data,
+    )  # fmt: skip
 
 
 FINETUNED = """---

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -173,17 +174,43 @@ class WalrusPipeline:
             finally:
                 self.model.set_adapter(active, inference_mode=True)
 
-    def save_pretrained(self, directory: str | Path) -> None:
+    def save_pretrained(self, directory: str | Path, max_shard_size: str = "50GB") -> None:
         """Configuration, weights (safetensors) and processor in one folder; of a model with an adapter, the adapter."""
-        self.model.save_pretrained(directory)
+        shards = {} if self._adapters() else {"max_shard_size": max_shard_size}
+        self.model.save_pretrained(directory, **shards)
         self.processor.save_pretrained(directory)
         if self.adapter_record is not None:
             self.adapter_record.save(Path(directory))
 
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> None:
-        """Upload model and processor; keywords as in `PreTrainedModel.push_to_hub` (`private`, `token`, ...)."""
-        self.model.push_to_hub(repo_id, **kwargs)
-        self.processor.push_to_hub(repo_id, **kwargs)
+    def push_to_hub(
+        self,
+        repo_id: str,
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        max_shard_size: str = "5GB",
+        **kwargs: Any,
+    ) -> str:
+        """Upload model, processor, code and card in one commit; of a model with an adapter, the adapter.
+
+        Args:
+            repo_id: `ORG/NAME`; made where there is none.
+            private: None follows the owner's default; only for a new repository.
+            token: None takes the one of `hf auth login` or `HF_TOKEN`.
+            revision: branch to push to.
+            max_shard_size: of a file of weights.
+            kwargs: `base_model`, `license`, `datasets` and `results`, as in `walrus_hf.hub.prepare_upload`.
+
+        Returns:
+            Address of the commit.
+        """
+        from .hub import prepare_upload, push
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, max_shard_size)
+            upload = prepare_upload(folder, repo_id, **kwargs)
+            return push(upload, private=private, token=token, revision=revision, commit_message=commit_message)
 
     def predict(
         self,

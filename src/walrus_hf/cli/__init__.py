@@ -1,5 +1,5 @@
 """The command line: `walrus-hf demo | forecast | evaluate | compare | report | convert | info | data | plan |
-finetune`, one module a command.
+finetune | push`, one module a command.
 
 Exit codes: 0 done, 1 the machine failed (disk, memory, network), 2 the input cannot be used.
 """
@@ -13,7 +13,7 @@ import typer
 from huggingface_hub.errors import StrictDataclassError
 
 from ..bench.allocator import keep_freed_memory
-from . import compare, convert, data, demo, evaluate, finetune, forecast, info, plan, report
+from . import compare, convert, data, demo, evaluate, finetune, forecast, info, plan, push, report
 
 app = typer.Typer(
     name="walrus-hf",
@@ -25,7 +25,7 @@ app = typer.Typer(
 )
 COMMANDS = (
     demo.demo, forecast.forecast, evaluate.evaluate, compare.compare, report.report, info.info, convert.convert,
-    plan.plan, finetune.finetune,
+    plan.plan, finetune.finetune, push.push,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)

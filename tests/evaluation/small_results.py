@@ -66,6 +66,16 @@ def _scenario(kind, fields, factor):
     published = [
         {"table": "Table 1", "data_set": kind, "model": "Walrus", "window": "1", "value": 0.02, "note": None},
         {"table": "Table 1", "data_set": kind, "model": "Walrus", "window": "1:20", "value": 0.5, "note": "as read"},
+        {
+            "table": "Table 7",
+            "data_set": kind,
+            "model": "Walrus",
+            "window": "whole trajectory",
+            "value": 0.7,
+            "note": None,
+        },
+        {"table": "Table 1", "data_set": kind, "model": "DPOT-H", "window": "1:5", "value": 0.2, "note": None},
+        {"table": "Table 1", "data_set": kind, "model": "Poseidon-L", "window": "1:5", "value": None, "note": "lost"},
     ]
     return {
         "source": f"{kind}.hdf5", "title": "Planes of Old" if kind == "planes" else None, "grid": list(grid),

@@ -108,16 +108,30 @@ def test_hostile_names_are_shown_as_they_are_and_do_nothing(page):
 
 
 def test_tables_show_intervals_failures_notes_and_published_numbers(page):
-    assert column(page, "table", 1) == ["model", "persistence", "u net", "Walrus, Table 1 (published)"]
-    assert column(page, "table", 2) == ["0.1", "0.2", "0.05", "0.02"]
-    assert column(page, "table", 3) == ["0.3", "0.6", "∞", "\u2013"]
+    published = ["Walrus, Table 1 (published)", "DPOT-H, Table 1 (published)"]
+    assert column(page, "table", 1) == ["model", "persistence", "u net", *published]
+    assert column(page, "table", 2) == ["0.1", "0.2", "0.05", "0.02", "\u2013"]
+    assert column(page, "table", 3) == ["0.3", "0.6", "∞", "\u2013", "0.2"]
+    assert [cell.text for cell in page.find_elements(By.CSS_SELECTOR, "#table td.best")] == [
+        "0.3\n[0.24, 0.36]", "0.05\n[0.04, 0.06]",
+    ]  # fmt: skip
     cells = page.find_elements(By.CSS_SELECTOR, "#table tbody td:nth-child(3)")
-    assert [cell.text.split("\n")[1:] for cell in cells] == [["[0.24, 0.36]"], ["[0.48, 0.72]"], ["2 of 3 failed"], []]
+    assert [cell.text.split("\n")[1:] for cell in cells] == [
+        ["[0.24, 0.36]"],
+        ["[0.48, 0.72]"],
+        ["2 of 3 failed"],
+        [],
+        [],
+    ]
     summary = "cells (x periodic, y periodic), 3 trajectories, forecast from frame 17, 6 steps of 0.5 simulation units."
     assert text(page, "summary") == f"12 \u00d7 8 {summary}"
     assert "start moved from 19 to 17" in text(page, "notes")
     assert "u_net, trajectory 1: failed at step 4" in text(page, "notes")
-    assert "Published, Walrus, Table 1, steps 1:20: as read" in text(page, "remarks")
+    assert "Published: Walrus, Table 1, steps 1:20: 0.5 (as read)" in text(page, "remarks")
+    assert "Published: Walrus, Table 7, whole trajectory: 0.7" in text(page, "remarks")
+    assert "Published: Poseidon-L, Table 1, steps 1:5: \u2013 (lost)" in text(page, "remarks")
+    assert "Walrus, Table 1 (published)" in text(page, "overview")
+    assert "DPOT-H" not in text(page, "overview")
     assert "95 % bootstrap intervals" in text(page, "remarks")
     choose(page, "statistic", "mean")
     assert column(page, "table", 2) == ["0.11", "0.22", "0.055"]
@@ -145,9 +159,9 @@ def test_a_click_sorts_and_a_second_one_turns_the_order(page):
 
 def test_all_works_by_keyboard(page):
     head(page, "table", 2).send_keys(Keys.ENTER)
-    assert column(page, "table", 2) == ["0.02", "0.05", "0.1", "0.2"]
+    assert column(page, "table", 2) == ["0.02", "0.05", "0.1", "0.2", "\u2013"]
     head(page, "table", 1).send_keys(Keys.SPACE)
-    assert column(page, "table", 1) == ["model", "persistence", "u net", "Walrus, Table 1 (published)"]
+    assert column(page, "table", 1)[1:4] == ["model", "persistence", "u net"]
     page.find_element(By.ID, "frame").send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
     assert text(page, "frame-text") == "lead time 1.5 simulation units (step 3)"
     page.find_element(By.CSS_SELECTOR, "#error-chart .chart").send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)

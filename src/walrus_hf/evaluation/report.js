@@ -71,25 +71,13 @@ function errorCell(found, kind) {
 // Published numbers are means over all fields.
 const isWhole = (entry, name) => name === MEAN || entry.fields.length === 1;
 
-// Rows of own forecasters and of published numbers, the lowest of each column marked.
+// Rows of own forecasters, the lowest of each column marked.
 function errorRows(entry, name, kind) {
   const rows = Object.entries(entry.forecasters).map(([who, found]) => ({
     who, failures: found.failures?.length ?? 0, className: "",
     cells: data.windows.map((window) => errorCell(found.windows[window]?.[name], kind)),
     time: found.physics?.correlation_time?.[name],
   }));
-  if (kind === "median" && isWhole(entry, name)) {
-    for (const source of new Set(entry.published.map((item) => `${item.model}, ${item.table}`))) {
-      const items = entry.published.filter((item) => `${item.model}, ${item.table}` === source);
-      rows.push({
-        who: `${source} (published)`, failures: null, className: "published",
-        cells: data.windows.map((window) => {
-          const item = items.find((candidate) => candidate.window === window && candidate.value !== null);
-          return item ? { text: number(item.value), value: item.value, interval: item.note ? "see note" : "" } : { text: "–", value: null };
-        }),
-      });
-    }
-  }
   data.windows.forEach((_, i) => {
     const lowest = Math.min(...rows.map((row) => row.cells[i].value ?? Infinity));
     for (const row of rows) row.cells[i].best = rows.length > 1 && Number.isFinite(lowest) && row.cells[i].text === number(lowest);
@@ -97,12 +85,28 @@ function errorRows(entry, name, kind) {
   return rows;
 }
 
+// Rows of published numbers that fit a column; `keep` chooses among the models.
+function publishedRows(entry, name, kind, keep = () => true) {
+  if (kind !== "median" || !isWhole(entry, name)) return [];
+  const items = entry.published.filter((item) => data.windows.includes(item.window) && item.value !== null && keep(item));
+  return [...new Set(items.map((item) => `${item.model}, ${item.table}`))].map((source) => ({
+    who: `${source} (published)`, failures: null, className: "published",
+    cells: data.windows.map((window) => {
+      const item = items.find((candidate) => candidate.window === window && `${candidate.model}, ${candidate.table}` === source);
+      return item ? { text: number(item.value), value: item.value, interval: item.note ? "see note" : "" } : { text: "–", value: null };
+    }),
+  }));
+}
+
 const windowColumns = () => data.windows.map((window) => ({
   title: window.includes(":") ? `steps ${window}` : `step ${window}`, hint: "mean over these lead times",
 }));
 
 function showOverview() {
-  const rows = names.flatMap((name) => errorRows(data.scenarios[name], MEAN, statistic()).map((row) => ({
+  const rowsOf = (entry) => [
+    ...errorRows(entry, MEAN, statistic()), ...publishedRows(entry, MEAN, statistic(), (item) => item.model === "Walrus"),
+  ];
+  const rows = names.flatMap((name) => rowsOf(data.scenarios[name]).map((row) => ({
     className: row.className,
     cells: [
       { text: words(name), value: name, press: () => { byId("scenario").value = name; showScenario(); byId("choice").scrollIntoView(); } },
@@ -117,7 +121,7 @@ function showOverview() {
 function showTable() {
   const entry = scenario(), name = field(), kind = statistic(), n = entry.facts.trajectories;
   byId("table-title").textContent = `${kind === "median" ? "Median" : "Mean"} VRMSE of ${name} over ${n} ${n === 1 ? "trajectory" : "trajectories"}`;
-  const found = errorRows(entry, name, kind), times = found.some((row) => row.time);
+  const found = [...errorRows(entry, name, kind), ...publishedRows(entry, name, kind)], times = found.some((row) => row.time);
   const rows = found.map((row) => ({
     className: row.className,
     cells: [
@@ -138,10 +142,15 @@ function timeCell(time) {
 }
 
 function remarks(entry, name, kind, times) {
-  const lines = [`In brackets: ${100 * (data.runs[0].protocol.bootstrap?.level ?? 0.95)} % bootstrap intervals over trajectories; the lowest value of a column is bold.`];
+  const lines = [`In brackets: ${100 * (data.runs[0].protocol.bootstrap?.level ?? 0.95)} % bootstrap intervals over trajectories; the lowest own value of a column is bold.`];
   if (times) lines.push("Correlation time: steps until the correlation with the truth falls below 0.8; \"never\" within the steps counts as one step more.");
   if (entry.published.length && !(isWhole(entry, name) && kind === "median")) lines.push(`Published numbers are medians of the mean of the fields: choose "${MEAN}" and "median" to see them.`);
-  for (const item of entry.published) if (item.note) lines.push(`Published, ${item.model}, ${item.table}, steps ${item.window}: ${item.note}`);
+  for (const item of entry.published) {
+    const place = item.window.includes(":") ? `steps ${item.window}` : item.window === "1" ? "step 1" : item.window;
+    if (item.note || !data.windows.includes(item.window)) {
+      lines.push(`Published: ${item.model}, ${item.table}, ${place}: ${number(item.value)}${item.note ? ` (${item.note})` : ""}`);
+    }
+  }
   return [...new Set(lines)];
 }
 

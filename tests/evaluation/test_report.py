@@ -1,6 +1,7 @@
 """The page of an evaluation: what is in it, how large it gets, what is refused; test_report_page.py opens it."""
 
 import base64
+import dataclasses
 import hashlib
 import io
 import json
@@ -12,10 +13,11 @@ import pytest
 pytest.importorskip("matplotlib")
 from PIL import Image
 
-from walrus_hf.evaluation import report, report_films
+from walrus_hf.evaluation import evaluate, report, report_films
 from walrus_hf.evaluation.report import write_report
 from walrus_hf.panels import colour_map
 
+from .conftest import QUICK
 from .small_results import HOSTILE, HOSTILE_FIELD, STEPS, truth_at, write_results
 
 
@@ -54,6 +56,26 @@ def test_the_page_holds_every_number_and_loads_nothing(page):
     assert data["runs"][0]["protocol"]["seed"] == 3
     assert data["runs"][0]["versions"]["torch"] == "2.13.0"
     assert not re.findall(r"(?:src|href)=.?(?:https?:|//)|@import|url\(|fetch\(|XMLHttp|\beval\(|innerHTML", text)
+
+
+def test_what_an_evaluation_writes_is_what_the_page_reads(pipe, runs, tmp_path):
+    evaluate(
+        pipe,
+        runs,
+        tmp_path / "evaluation",
+        dataclasses.replace(QUICK, ensemble_size=2, max_trajectories=1),
+        progress=False,
+    )
+    shown = report.content([tmp_path / "evaluation"])
+    assert shown["windows"] == list(QUICK.windows)
+    (entry,) = shown["scenarios"].values()
+    assert set(report.FACTS) == set(entry["facts"])
+    for found in entry["forecasters"].values():
+        assert set(report.SHOWN) == set(found)
+    assert set(entry["forecasters"]["model"]["ensemble"]["fields"]) == set(entry["fields"]) == {"pressure", "velocity"}
+    assert [film["trajectory"] for film in entry["films"]] == [0]
+    assert {len(strip["strips"]) for views in entry["films"][0]["fields"].values() for strip in views.values()} == {3}
+    assert (shown["unreadable"], shown["first_only"]) == ([], False)
 
 
 def test_the_policy_of_the_page_allows_its_own_script_and_style_and_pictures_in_it(page):

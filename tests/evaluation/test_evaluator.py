@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import types
 from pathlib import Path
 
@@ -166,6 +167,31 @@ def test_an_evaluation_that_was_killed_goes_on_without_repeating_anything(pipe, 
         "forecasts", "results.json", "table.md", "trajectories.parquet",
     ]  # fmt: skip
     for file in ("results.json", "table.md"):
+        assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_an_evaluation_that_was_killed_while_it_wrote_its_results_can_finish(
+    pipe, runs, tmp_path, counted, monkeypatch
+):
+    run(pipe, runs, tmp_path / "whole")
+    replace = os.replace
+
+    def killed(source, target):
+        if Path(target) == tmp_path / "out" / "table.md":
+            raise KilledError
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KilledError):
+            run(pipe, runs, tmp_path / "out")
+    counted["numbers"] = []
+    run(pipe, runs, tmp_path / "out")
+    assert counted["numbers"] == []
+    for name in ("whole", "out"):
+        files = sorted(str(f.relative_to(tmp_path / name)) for f in (tmp_path / name).rglob("*") if f.is_file())
+        assert len(files) == 3 + 4
+    for file in files:
         assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,31 +24,36 @@ def compare(
     from ..evaluation.protocol import MEAN_OF_FIELDS
 
     found = run(first, second, (forecaster, against))
-    means = {row["scenario"] for row in found["rows"] if row["field"] == MEAN_OF_FIELDS}
-    rows = [
-        [
-            row["scenario"], row["field"], row["window"], str(row["count"]), _number(row["first"]),
-            _number(row["second"]), _signed(row["difference"]), f"{_signed(row['low'])} to {_signed(row['high'])}",
-            f"{100 * row['better']:.0f} %",
-        ]
-        for row in found["rows"]
-        if by_field or row["field"] == MEAN_OF_FIELDS or row["scenario"] not in means
-    ]  # fmt: skip
-    print_table(
-        f"VRMSE of {forecaster} in {first} (A) and {against} in {second} (B), medians over the same trajectories",
-        ["scenario", "field", "steps", "n", "A", "B", "B - A", "interval", "B better"],
-        rows,
-    )
+    typer.echo(f"A: {forecaster} in {first}\nB: {against} in {second}")
+    tables: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in found["rows"]:
-        if any(row["failed"]) and (by_field or row["field"] == MEAN_OF_FIELDS or row["scenario"] not in means):
-            where = f"{row['scenario']}, {row['field']}, steps {row['window']}"
-            typer.echo(f"note: {where}: {row['failed'][0]} forecasts of A and {row['failed'][1]} of B failed")
+        tables.setdefault((row["scenario"], row["field"]), []).append(row)
+    for (scenario, field), rows in tables.items():
+        if by_field or field == MEAN_OF_FIELDS or (scenario, MEAN_OF_FIELDS) not in tables:
+            _print(f"{scenario}, {field}: median VRMSE of the same trajectories", rows)
+    typer.echo()
     for note in found["notes"]:
         typer.echo(f"note: {note}")
 
 
+def _print(title: str, rows: list[dict[str, Any]]) -> None:
+    typer.echo()
+    head = ["steps", "n", "A", "B", "B - A", "from", "to", "B better"]
+    cells = [
+        [
+            row["window"], str(row["count"]), _number(row["first"]), _number(row["second"]),
+            *(_signed(row[name]) for name in ("difference", "low", "high")), f"{100 * row['better']:.0f} %",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    print_table(title, head, cells)
+    for row in rows:
+        if any(row["failed"]):
+            typer.echo(f"steps {row['window']}: {row['failed'][0]} forecasts of A and {row['failed'][1]} of B failed")
+
+
 def _number(value: float) -> str:
-    return "failed" if value == float("inf") else f"{value:.4f}"
+    return "inf" if value == float("inf") else f"{value:.4f}"
 
 
 def _signed(value: float) -> str:

@@ -17,19 +17,7 @@ On several GPUs, and on 24 nodes of four (examples/accelerate_configs/hsdp_24x4.
 After a stop, the same command with `--resume_from_checkpoint latest`. `--help` lists all settings.
 """
 
-from accelerate import PartialState
-
-from walrus_hf.training.arguments import parse_arguments
-from walrus_hf.training.loop import pretrain
-
-
-def main() -> None:
-    folder = pretrain(parse_arguments())
-    state = PartialState()
-    if state.is_main_process:
-        print(f"written: {folder}")
-    state.destroy_process_group()
-
+from walrus_hf.training.__main__ import main
 
 if __name__ == "__main__":
     main()

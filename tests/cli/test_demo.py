@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from walrus_hf.cli import demo
+from walrus_hf.training.records import read_metrics
 
 
 def test_a_folder_with_something_in_it_is_kept(refused, tmp_path):
@@ -49,12 +50,20 @@ def test_the_verdict_is_honest(capsys, walrus, verdict):
 
 def test_the_demo_simulates_trains_forecasts_and_draws(tmp_path):
     pytest.importorskip("exponax")
-    command = [sys.executable, "-c", "from walrus_hf.cli import main; main()", "demo"]
+    program = "from walrus_hf.cli import demo, main; demo.TRAIN_TRAJECTORIES = 3; main()"
+    command = [sys.executable, "-c", program, "demo"]
     command += ["--output", str(tmp_path / "demo"), "--minutes", "0.05"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     for name in ("shear_flow.gif", "gray_scott.gif", "error_growth.png", "model/model.safetensors"):
         assert (tmp_path / "demo" / name).stat().st_size > 1000
+    rows = read_metrics(tmp_path / "demo")
+    assert {name for row in rows for name in row["losses"]} <= {"shear_flow", "gray_scott"}
+    assert rows[-1]["learning_rate"] < rows[len(rows) // 3]["learning_rate"]
+    assert "pretrain: 100%" in done.stderr  # the progress bar
+    assert "scenario=" in done.stderr
     assert "VRMSE of unseen trajectories by lead time" in done.stdout
     assert "shear flow, persistence" in done.stdout
     assert "beats persistence at every lead time" in done.stdout or "does NOT beat persistence" in done.stdout
+    demo._clear(tmp_path / "demo", overwrite=True)
+    assert list((tmp_path / "demo").iterdir()) == []

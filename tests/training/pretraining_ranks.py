@@ -51,6 +51,12 @@ def replicated(folder, report):
     loop.train_step, loop.micro_batch_cost = train_step, micro_batch_cost
     fifty = {"max_steps": 50, "validation_steps": 0, "save_steps": 100, **plane_and_volume(data)}
     loop.pretrain(settings(data, folder / "fifty", groups=2, **fifty))
+    boxed = {**fifty, "max_steps": 100_000, "max_seconds": 2.0}
+    loop.train_step = watched
+    digests.clear()
+    loop.pretrain(settings(data, folder / "boxed", groups=2, **boxed))
+    report["boxed"] = gather_object([len(digests)])
+    loop.train_step = train_step
 
 
 def sharded(folder, report):

@@ -36,7 +36,7 @@ def settings(data: Path, output: Path, groups: int = 1, **changes) -> Pretrainin
         "sources": [str(data / name) for name in GRIDS], "output_dir": str(output), "seed": 5, "max_steps": STEPS,
         "model_size": "tiny", "model": MODEL, "gradient_accumulation_steps": SLOTS // groups, "batch_size": 2,
         "frames": 4, "stride_max": 2, "learning_rate": 1e-3, "save_steps": 3, "validation_steps": 3,
-        "validation_batches": 3, "ema_decay": 0.5, "log_with": [],
+        "validation_batches": 3, "ema_decay": 0.5, "log_with": ["none"],
     }  # fmt: skip
     return PretrainingArguments(**{**given, **changes})
 

@@ -45,7 +45,7 @@ def four(folder):
 
 
 DYING = f"""
-import runpy, sys
+import pathlib, runpy, sys
 sys.path.insert(0, {str(ROOT)!r})
 from accelerate.state import PartialState
 from tests.training.cpu_sharding import shard
@@ -55,6 +55,7 @@ train_step = loop.train_step
 
 def dying(run, plan, batches, step):
     if step == 4 and PartialState().process_index == 1:
+        pathlib.Path(__file__).with_name("died-now").touch()
         raise RuntimeError("the GPU fell off the bus")
     return train_step(run, plan, batches, step)
 
@@ -72,11 +73,12 @@ def recipe(folder, **changes):
 
 @pytest.fixture(scope="module")
 def died(folder):
-    """The example on two processes with FSDP2, one of which dies at the fifth step."""
+    """The example on two processes with FSDP2, one of which dies at the fifth step; and how long the other went on."""
     script = folder / "dying.py"
     script.write_text(DYING)
     path = recipe(folder, data=folder / "data", output=folder / "died", strategy="fsdp2")
-    return run_processes(launch("fsdp2", 2, str(script), "--config", path), timeout=60)
+    done = run_processes(launch("fsdp2", 2, str(script), "--config", path))
+    return done, time.time() - script.with_name("died-now").stat().st_mtime
 
 
 @pytest.fixture(scope="module")
@@ -155,10 +157,12 @@ def test_what_one_rank_cannot_read_is_counted_on_all_and_too_much_stops_all(four
         assert seen == [[0, False]] * 3
 
 
-def test_a_rank_that_dies_ends_the_job_with_its_traceback(folder, died):
-    assert died.returncode != 0
-    assert "in dying\n" in died.stderr
-    assert "RuntimeError: the GPU fell off the bus" in died.stderr
+def test_a_rank_that_dies_ends_the_job_with_its_traceback_within_a_minute(folder, died):
+    done, seconds = died
+    assert done.returncode != 0
+    assert "in dying\n" in done.stderr
+    assert "RuntimeError: the GPU fell off the bus" in done.stderr
+    assert seconds < 60
     assert verify_checkpoint(folder / "died" / "step-00000003")["processes"] == 2
 
 
@@ -207,6 +211,12 @@ def test_a_signal_to_one_rank_stops_both_and_one_process_goes_on_from_there(fold
     loop.pretrain(settings(folder / "data", folder / "stopped", resume_from_checkpoint="latest"))
     rows, expected = read_metrics(folder / "stopped"), read_metrics(folder / "straight")
     assert_rows_close(rows[3:], expected[3:])
+
+
+def test_two_processes_stop_at_the_same_step_when_their_time_is_over(folder, two):
+    steps = len(read_metrics(folder / "boxed"))
+    assert 1 <= steps < 100_000
+    assert two["boxed"] == [steps, steps]
 
 
 def test_groups_with_different_numbers_of_micro_batches_have_the_gradient_of_one_process(folder, two, tmp_path):

@@ -1,6 +1,8 @@
 """Pretraining runs: what they write, how they go on after a stop, and what stops them. In one process."""
 
 import dataclasses
+import itertools
+import json
 import math
 import os
 import runpy
@@ -124,6 +126,36 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(folder, tmp_path, 
     assert without_times(read_metrics(tmp_path)) == without_times(read_metrics(folder / "straight"))
     assert_same(weights(tmp_path / "step-00000006"), weights(folder / "straight" / "step-00000006"))
     assert_same(weights(tmp_path / "model"), weights(folder / "straight" / "model"))
+
+
+def test_a_run_with_a_time_limit_ends_cooled_down_when_the_time_is_over(folder, tmp_path, monkeypatch):
+    clock = itertools.count()  # a second passes whenever somebody looks: twice or more a step
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    quick = {
+        "max_steps": 1_000_000,
+        "max_seconds": 90.0,
+        "validation_steps": 0,
+        "save_steps": 10,
+        "keep_checkpoints": 9,
+    }
+    assert loop.pretrain(settings(folder / "data", tmp_path, **quick)) == tmp_path / "model"
+    rows = read_metrics(tmp_path)
+    assert 20 < len(rows) < 40
+    rates = [row["learning_rate"] for row in rows]
+    assert rates[0] == 1e-3 * published_schedule(0, 100)
+    assert max(rates) == pytest.approx(1e-3, rel=0.1)
+    assert rates[-1] < 0.15 * max(rates)
+    (last,) = (tmp_path / "metrics.jsonl").read_text().splitlines()[-1:]
+    assert json.loads(last)["step"] == len(rows)
+    assert f"{len(rows)} optimiser steps" in (tmp_path / "model" / "README.md").read_text()
+    # Time goes on where the checkpoint stood, not at zero.
+    earlier = tmp_path / "step-00000010"
+    seconds = json.loads((earlier / "training_state.json").read_text())["state"]["seconds"]
+    resumed = settings(folder / "data", tmp_path / "resumed", resume_from_checkpoint=str(earlier), **quick)
+    loop.pretrain(resumed)
+    first = read_metrics(tmp_path / "resumed")[0]
+    assert 0 < seconds < 90
+    assert first["learning_rate"] == pytest.approx(rates[10], rel=0.2)
 
 
 def test_a_checkpoint_of_another_plan_is_refused(folder, tmp_path):

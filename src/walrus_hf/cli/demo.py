@@ -18,6 +18,12 @@ SCENARIOS = ("shear_flow", "gray_scott")
 NEEDS = {"exponax": "sim", "accelerate": "train", "matplotlib": "plot", "imageio": "plot"}
 TRAIN_TRAJECTORIES, FIRST, STEPS = 24, 8, 24
 LEAD_TIMES = (1, 2, 4, 8, 16, 24)
+# Of training/; the time alone ends the run.
+RECIPE = {
+    "model_size": "tiny", "model": {"tokens_per_axis": 8, "drop_path_rate": 0.0}, "frames": 4, "batch_size": 4,
+    "gradient_accumulation_steps": 1, "stride_max": 1, "augment": False, "learning_rate": 3e-3, "max_grad_norm": 1.0,
+    "muon": True, "max_steps": 100_000, "save_steps": 100_000, "validation_steps": 0, "log_with": ["none"],
+}  # fmt: skip
 
 
 def demo(
@@ -67,7 +73,8 @@ def _clear(output: Path, overwrite: bool) -> None:
         raise FileExistsError(
             f"{output} is not empty; choose another folder, or replace a former demo with --overwrite"
         )
-    written = {"data", "unseen", "model", "error_growth.png", *(f"{name}.gif" for name in SCENARIOS)}
+    written = {"data", "unseen", "recipe.yaml", "metrics.jsonl", "model", "error_growth.png"}
+    written |= {f"{name}.gif" for name in SCENARIOS} | {path.name for path in output.glob("step-*")}
     foreign = [path.name for path in found if path.name not in written]
     if foreign:
         raise FileExistsError(
@@ -101,9 +108,14 @@ def _simulate(output: Path) -> None:
 
 
 def _train(output: Path, minutes: float) -> None:
+    import yaml
+
+    sources = [str(output / "data" / f"{name}.hdf5") for name in SCENARIOS]
+    recipe = {"sources": sources, "output_dir": str(output), "max_seconds": 60 * minutes, **RECIPE}
+    (output / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "walrus_hf.training.plain_trainer"]
-    launch += ["--data", str(output / "data"), "--output", str(output / "model"), "--minutes", str(minutes)]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "walrus_hf.training"]
+    launch += ["--config", str(output / "recipe.yaml")]
     if subprocess.run(launch, check=False).returncode:
         raise OSError("the training stopped with the error above")
 

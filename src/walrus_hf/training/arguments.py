@@ -36,6 +36,10 @@ class PretrainingArguments:
     )
     seed: int = field(default=0, metadata={"help": "Weights, plan, jitter and augmentation follow from it."})
     max_steps: int = field(default=1000, metadata={"help": "Optimiser steps."})
+    max_seconds: float | None = field(
+        default=None,
+        metadata={"help": "Train that long at most; the schedule follows the clock, so no run equals another."},
+    )
     model_size: str = field(default="walrus-1.3b", metadata={"help": "tiny, half or walrus-1.3b."})
     model: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "Settings of WalrusConfig on top of the size's, in YAML."}
@@ -73,8 +77,9 @@ class PretrainingArguments:
         default=1000, metadata={"help": "Steps between validations; 0 is none but at the end."}
     )
     validation_batches: int = field(default=8, metadata={"help": "Batches of each source in a validation."})
-    log_with: list[str] = field(
-        default_factory=list, metadata={"help": "Trackers of Accelerate, such as trackio, tensorboard or wandb."}
+    log_with: list[str] | None = field(
+        default=None,
+        metadata={"help": "Trackers: trackio (the default, if installed), tensorboard, wandb, ..., or none."},
     )
     reader_error_limit: int = field(
         default=20, metadata={"help": "Micro-batches that could not be read before everybody stops."}
@@ -91,6 +96,8 @@ class PretrainingArguments:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, found {vars(self)[name]!r}")
         if self.strategy is not None and self.strategy not in STRATEGIES:
             raise ValueError(f"strategy: expected one of {', '.join(STRATEGIES)}, found {self.strategy!r}")
+        if self.max_seconds is not None and not self.max_seconds > 0:
+            raise ValueError(f"max_seconds: expected a time above 0, found {self.max_seconds}")
         least = {"max_steps": 1, "gradient_accumulation_steps": 1, "batch_size": 1, "frames": 2, "save_steps": 1}
         for name, bound in {**least, "stride_min": 1, "keep_checkpoints": 1, "validation_batches": 1}.items():
             if vars(self)[name] < bound:

@@ -15,6 +15,7 @@ from ..configuration_walrus import WalrusConfig
 from ..data.collator import collate
 from ..data.fetching import DamagedFileError
 from ..data.index import ScenarioIndex
+from ..data.manifest import SUFFIXES
 from ..data.reader import BatchReader
 from ..data.source_files import locate_source, open_source
 from ..data.streams import LARGEST_BLOCK, scenario_processor
@@ -65,13 +66,19 @@ def open_index(arguments: PretrainingArguments, config: WalrusConfig, source: st
     base = processor_for(config)
     processor = base if scenario is None else scenario_processor(base, scenario)
     zeros = () if scenario is None else scenario.zero_fields
-    name = os.path.basename(source.rstrip("/")) if scenario is None else scenario.name
+    name = source_name(source) if scenario is None else scenario.name
     shape = micro_batch_shape(arguments.mode, len(manifest.files[0].axes) == 3, arguments.batch_size, arguments.frames)
     # A rank is at home in about as many lanes as it has micro-batches in a step, and fetches ahead as much again.
     blocks = 2 * arguments.blocks_in_memory * arguments.gradient_accumulation_steps
     block_bytes = min(LARGEST_BLOCK, arguments.cache_bytes // blocks)
     strides = (arguments.stride_min, arguments.stride_max)
     return ScenarioIndex(name, manifest, shape.frames + 1, strides, processor, zeros, block_bytes)
+
+
+def source_name(source: str) -> str:
+    """What metrics call a source: its last part, without the ending of a file."""
+    name = os.path.basename(source.rstrip("/"))
+    return name.removesuffix(next((end for end in (*SUFFIXES, ".json") if name.endswith(end)), ""))
 
 
 class PlannedReader:

@@ -41,6 +41,7 @@ from .records import MetricsFile, StepTotals, Stopwatch
 from .samples import SamplePlan
 from .saving import save_model
 from .topology import Topology
+from .trackers import chosen_trackers, flat, tracked
 from .validation import Validation, prepare_inputs
 
 # What a random number is drawn for.
@@ -85,6 +86,8 @@ class Run:
 
     def __init__(self, accelerator: Accelerator, arguments: PretrainingArguments, indexes: list[ScenarioIndex]) -> None:
         self.accelerator, self.arguments, self.indexes = accelerator, arguments, indexes
+        self.steps = 0  # done so far
+        self.seconds, self.began = 0.0, time.perf_counter()  # trained so far: agreed over ranks, and this rank's clock
         self.topology = Topology.from_accelerator(accelerator)
         self.config = arguments.config()
         set_seed(arguments.seed)
@@ -93,13 +96,20 @@ class Run:
             model.model.gradient_checkpointing_enable()
         optimizer = make_optimizer(model, arguments.learning_rate, arguments.weight_decay, muon=arguments.muon)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self.scheduler = accelerator.prepare(make_scheduler(self.optimizer.optimizer, arguments.max_steps))
+        self.scheduler = accelerator.prepare(
+            make_scheduler(self.optimizer.optimizer, arguments.max_steps, self.share_over)
+        )
         self.bare = accelerator.unwrap_model(self.model)
         self.average = ExponentialAverage(self.bare, arguments.ema_decay) if arguments.ema_decay else None
         self.sources = [WorkSource(index.name, self.shape_of(index)) for index in indexes]
         self.table = CostTable(self._predicted())
         self.gradients, self.spikes = GradientGuard(arguments.seed), SpikeWatch(arguments.seed)
         self.unread = ReaderErrors(arguments.reader_error_limit, arguments.seed)
+
+    def share_over(self) -> float:
+        """How much of `max_seconds` is over, from 0 to 1; the same on all ranks."""
+        limit = self.arguments.max_seconds
+        return 0.0 if limit is None else min(self.seconds / limit, 1.0)
 
     def shape_of(self, index: ScenarioIndex) -> Shape:
         """Of the micro-batches of a source."""
@@ -147,13 +157,15 @@ class Run:
                     f"settings (slots are groups times gradient_accumulation_steps), or start anew from its model"
                 )
         self.table = CostTable.from_dict(state["costs"])
+        self.steps, self.seconds = int(state["step"]), state["seconds"]
+        self.began -= self.seconds
         for name, guard in self._guards().items():
             guard.load_state_dict(state[name])
-        return int(state["step"])
+        return self.steps
 
     def save(self, step: int) -> Path:
         """A checkpoint after that many steps."""
-        state = {"plan": self._identity(), "costs": self.table.to_dict()}
+        state = {"plan": self._identity(), "costs": self.table.to_dict(), "seconds": self.seconds}
         state |= {name: guard.state_dict() for name, guard in self._guards().items()}
         folder, keep = self.arguments.output_dir, self.arguments.keep_checkpoints
         return save_checkpoint(self.accelerator, folder, step, state, keep, self._averages())
@@ -182,16 +194,14 @@ def pretrain(arguments: PretrainingArguments) -> Path:
     """
     accelerator = make_accelerator(arguments)
     check_strategy(accelerator, Topology.from_accelerator(accelerator), arguments.strategy)
-    with StopSignal(accelerator) as stop, _from_scratch():
+    with StopSignal(accelerator) as stop, tracked(accelerator, arguments), _from_scratch():
         with accelerator.local_main_process_first():  # it leaves manifests in the cache for the others
             indexes = open_indexes(arguments, arguments.config())
         run = Run(accelerator, arguments, indexes)
         stopped_at, errors = train(run, stop)
     if stopped_at is None:
         with run.averaged():
-            written = save_model(accelerator, run.model, arguments, errors)
-    for tracker in accelerator.trackers:
-        tracker.finish()
+            written = save_model(accelerator, run.model, arguments, run.steps, errors)
     return stopped_at or written
 
 
@@ -216,35 +226,34 @@ def train(run: Run, stop: StopSignal) -> tuple[Path | None, dict[str, dict[str, 
     with _bar(run, first) as bar:
         for step in range(first, given.max_steps):
             row = train_step(run, plan, batches, step)
-            done, stopped = step + 1, stop.agreed()
-            finished = done == given.max_steps
+            run.steps = done = step + 1
+            stopped = stop.agreed()
+            finished = done == given.max_steps or run.share_over() == 1.0
             if validate and (finished or _is_due(done, given.validation_steps)) and not stopped:
                 with run.averaged():
                     row["validation"] = validate(accelerator, run.model)
             metrics.write(row)
-            accelerator.log(_flat(row), step=done)
-            _show(bar, row)
+            accelerator.log(flat(row), step=done)
+            _show(bar, run, row)
             if finished or stopped or _is_due(done, given.save_steps):
                 checkpoint = run.save(done)
             if stopped:
                 return checkpoint, {}
+            if finished:
+                break
     return None, row.get("validation", {})
 
 
 def make_accelerator(arguments: PretrainingArguments) -> Accelerator:
     """As the launcher configured it. The schedule counts optimiser steps, whatever the number of processes."""
     torch.set_float32_matmul_precision("high")  # TF32 where there is such a thing, as in the published run
-    accelerator = Accelerator(
+    return Accelerator(
         step_scheduler_with_optimizer=False,
         # Nothing is exchanged in forward passes: groups run different numbers of them.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-        log_with=arguments.log_with or None,
+        log_with=chosen_trackers(arguments.log_with) or None,
         project_dir=arguments.output_dir,
     )
-    if arguments.log_with:
-        plain = {name: value for name, value in vars(arguments).items() if isinstance(value, int | float | str)}
-        accelerator.init_trackers("walrus_hf", config=plain)
-    return accelerator
 
 
 def check_strategy(accelerator: Accelerator, topology: Topology, asked: str | None) -> None:
@@ -302,7 +311,9 @@ def train_step(run: Run, plan: WorkPlan, batches: Iterator[dict[str, Any]], step
     norm, rate = _update(run, step, samples)
     times = clock.micro_batches(last_waits=here.world_size > 1)
     totals.add_times(numbers, times, group, plan.members)
+    totals.parts["elapsed"] += time.perf_counter() - run.began
     sums = totals.reduce(accelerator)
+    run.seconds = float(sums["elapsed"][0]) / here.world_size
     _learn(run, step, sums, samples, unread)
     return _row(run, work, step, sums, norm, rate, time.perf_counter() - began)
 
@@ -406,22 +417,20 @@ def _is_due(done: int, every: int) -> bool:
     return every > 0 and done % every == 0
 
 
-def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """For trackers: `losses/shear_flow` and so on."""
-    found: dict[str, float] = {}
-    for name, value in row.items():
-        found |= _flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found
-
-
 def _bar(run: Run, first: int) -> tqdm:
-    hidden = not run.accelerator.is_main_process
-    return tqdm(total=run.arguments.max_steps, initial=first, desc="pretrain", unit="step", disable=hidden)
+    given, hidden = run.arguments, not run.accelerator.is_main_process
+    if given.max_seconds is None:
+        return tqdm(total=given.max_steps, initial=first, desc="pretrain", unit="step", disable=hidden)
+    shape = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
+    return tqdm(
+        total=given.max_seconds, initial=run.seconds, desc="pretrain", unit="s", bar_format=shape, disable=hidden
+    )
 
 
-def _show(bar: tqdm, row: dict[str, Any]) -> None:
+def _show(bar: tqdm, run: Run, row: dict[str, Any]) -> None:
     bar.set_postfix(
         scenario=",".join(row["losses"]), loss=f"{row['loss']:.3g}", lr=f"{row['learning_rate']:.1e}",
         samples=f"{row['samples_per_second']:.1f}/s", utilisation=f"{row['measured_utilisation']:.0%}",
     )  # fmt: skip
-    bar.update()
+    limit = run.arguments.max_seconds
+    bar.update(1 if limit is None else min(run.seconds, limit) - bar.n)

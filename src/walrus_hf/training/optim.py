@@ -39,16 +39,22 @@ def published_schedule(step: int, total_steps: int) -> float:
     return decay * (1.0 - math.sqrt(max(epoch - begin, 0.0) / COOLDOWN_EPOCHS))
 
 
-def make_scheduler(optimizer: torch.optim.Optimizer, total_steps: int) -> LambdaLR:
+def make_scheduler(
+    optimizer: torch.optim.Optimizer, total_steps: int, share_over: Callable[[], float] | None = None
+) -> LambdaLR:
     """The published schedule; the loop steps it once per optimiser step.
 
     Accelerate steps a prepared scheduler as often as there are processes, unless it is told
     `Accelerator(step_scheduler_with_optimizer=False)`.
+
+    Args:
+        share_over: how much of the run is over by the clock, from 0 to 1; it counts where it is ahead of the steps.
     """
     published_schedule(0, total_steps)  # refuses a wrong total_steps here
 
     def factor(step: int) -> float:
-        return published_schedule(step, total_steps)
+        share = 0.0 if share_over is None else share_over()
+        return published_schedule(max(step, int(share * total_steps)), total_steps)
 
     return LambdaLR(optimizer, factor)
 

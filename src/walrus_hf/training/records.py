@@ -28,13 +28,14 @@ class StepTotals:
 
     Attributes:
         parts: views of the one vector that is reduced: `loss` and `count` (sources,), `seconds` and `timed` (sources,),
-            `field_loss` and `field_count` (fields,), `group_seconds` (groups,), `work` (samples, frames, unread).
+            `field_loss` and `field_count` (fields,), `group_seconds` (groups,), `work` (samples, frames, unread),
+            `elapsed` seconds of the run.
     """
 
     def __init__(self, sources: int, fields: int, groups: int, device: torch.device) -> None:
         self.sizes = {
             "loss": sources, "count": sources, "seconds": sources, "timed": sources, "field_loss": fields,
-            "field_count": fields, "group_seconds": groups, "work": 3,
+            "field_count": fields, "group_seconds": groups, "work": 3, "elapsed": 1,
         }  # fmt: skip
         self.vector = torch.zeros(sum(self.sizes.values()), dtype=torch.float64, device=device)
         self.parts = dict(zip(self.sizes, self.vector.split(list(self.sizes.values()))))

@@ -12,6 +12,7 @@ from torch import nn
 from ..modeling_walrus import WalrusForPrediction
 from ..pipeline_walrus import WalrusPipeline, processor_for
 from .arguments import PretrainingArguments
+from .batches import source_name
 from .plan import micro_batch_shape
 
 CARD = """---
@@ -50,12 +51,14 @@ def save_model(
     accelerator: Accelerator,
     model: nn.Module,
     arguments: PretrainingArguments,
+    steps: int,
     errors: Mapping[str, Mapping[str, float]],
 ) -> Path:
     """Write `output_dir/model`, and upload it to `push_to_hub`; a collective, the main process writes.
 
     Args:
         model: prepared; a module that holds the Walrus model as `model`.
+        steps: that it was trained for.
         errors: of the last validation, for the card.
     """
     folder = Path(arguments.output_dir) / "model"
@@ -67,7 +70,7 @@ def save_model(
         processor.context_frames = arguments.frames
         processor.context_frames_3d = _context(arguments)
         WalrusPipeline(bare, processor).save_pretrained(folder)
-        (folder / "README.md").write_text(trained_card(arguments, errors), encoding="utf-8")
+        (folder / "README.md").write_text(trained_card(arguments, steps, errors), encoding="utf-8")
         if arguments.push_to_hub:
             api = HfApi()
             repository = api.create_repo(arguments.push_to_hub, exist_ok=True).repo_id
@@ -76,9 +79,9 @@ def save_model(
     return folder
 
 
-def trained_card(arguments: PretrainingArguments, errors: Mapping[str, Mapping[str, float]]) -> str:
+def trained_card(arguments: PretrainingArguments, steps: int, errors: Mapping[str, Mapping[str, float]]) -> str:
     """What was trained on what, and how well it forecasts there."""
-    names = [source.rstrip("/").rsplit("/", 1)[-1] for source in arguments.sources]
+    names = [source_name(source) for source in arguments.sources]
     rows = [f"| {name} | {error['vrmse']:.4f} | {error['persistence']:.4f} |" for name, error in errors.items()]
     table = "\n".join(["| scenario | model | persistence |", "|---|---|---|", *rows]) if rows else "Not measured."
     data = ModelCardData(
@@ -86,7 +89,7 @@ def trained_card(arguments: PretrainingArguments, errors: Mapping[str, Mapping[s
     )
     card = ModelCard.from_template(
         data, template_str=CARD, title=f"Walrus, trained on {len(names)} scenarios", frames=arguments.frames,
-        frames_3d=_context(arguments), steps=arguments.max_steps, sources=", ".join(f"`{name}`" for name in names),
+        frames_3d=_context(arguments), steps=steps, sources=", ".join(f"`{name}`" for name in names),
         mode=arguments.mode, seed=arguments.seed, rate=arguments.learning_rate, batch=arguments.batch_size, table=table,
     )  # fmt: skip
     return str(card)

@@ -1,0 +1,18 @@
+"""Pretraining without a script of one's own: `accelerate launch -m walrus_hf.training --config FILE ...`"""
+
+from accelerate import PartialState
+
+from .arguments import parse_arguments
+from .loop import pretrain
+
+
+def main() -> None:
+    folder = pretrain(parse_arguments())
+    state = PartialState()
+    if state.is_main_process:
+        print(f"written: {folder}")
+    state.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

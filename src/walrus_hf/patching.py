@@ -7,6 +7,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers.activations import ACT2FN
 
 from .configuration_walrus import WalrusConfig
@@ -70,8 +71,8 @@ class WalrusEmbeddings(nn.Module):
         self.volumetric = WalrusEncoder(config)
 
     def forward(self, fields: Tensor, field_ids: Tensor, plan: TokenizationPlan, constants=None, constant_ids=None):
-        encoder = self.volumetric if plan.ndim == 3 else self.planar
-        return encoder(fields, field_ids, plan, constants, constant_ids)
+        used, unused = (self.volumetric, self.planar) if plan.ndim == 3 else (self.planar, self.volumetric)
+        return with_zero_gradients(used(fields, field_ids, plan, constants, constant_ids), unused)
 
 
 class WalrusAbsolutePosition(nn.Module):
@@ -130,5 +131,19 @@ class WalrusDecoders(nn.Module):
         self.volumetric = WalrusDecoder(config)
 
     def forward(self, tokens: Tensor, field_ids: Tensor, plan: TokenizationPlan) -> Tensor:
-        decoder = self.volumetric if plan.ndim == 3 else self.planar
-        return decoder(tokens, field_ids, plan)
+        used, unused = (self.volumetric, self.planar) if plan.ndim == 3 else (self.planar, self.volumetric)
+        return used(with_zero_gradients(tokens, unused), field_ids, plan)
+
+
+def with_zero_gradients(tokens: Tensor, unused: nn.Module) -> Tensor:
+    """`tokens`, from which trainable parameters of a module that a batch does not reach get a gradient of zeros.
+
+    Data parallel training and PEFT expect one for each parameter. Parameters on other devices, offloaded or sharded are
+    left out; the pretraining loop sees to the sharded ones.
+    """
+    if not torch.is_grad_enabled():
+        return tokens
+    learning = [p for p in unused.parameters() if p.requires_grad and p.device == tokens.device]
+    if not learning or any(isinstance(p, DTensor) for p in learning):
+        return tokens
+    return tokens + 0.0 * torch.stack([p.sum() for p in learning]).sum().to(tokens.dtype)

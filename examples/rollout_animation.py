@@ -42,7 +42,7 @@ def arguments() -> argparse.Namespace:
     )
     given = parser.parse_args()
     if given.tiny:
-        given.steps, given.trajectories = 4, 2
+        given.steps, given.trajectories = 4, 1
     return given
 
 

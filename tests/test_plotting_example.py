@@ -21,7 +21,9 @@ def test_the_example_is_short_and_opens_with_its_commands():
 
 
 @pytest.mark.filterwarnings("ignore:grid .* is outside the published stride table")
-@pytest.mark.parametrize(("scenario", "film"), [("shear_flow", "gif"), ("turbulence_3d", "mp4")])
+@pytest.mark.parametrize(
+    ("scenario", "film"), [("turbulence_3d", "gif"), pytest.param("shear_flow", "mp4", marks=pytest.mark.slow)]
+)
 def test_the_example_draws_every_kind_of_picture(tmp_path, monkeypatch, capsys, scenario, film):
     flags = ["--tiny", "--output", str(tmp_path), "--scenario", scenario, "--film", film]
     monkeypatch.setattr(sys, "argv", [str(EXAMPLE), *flags])

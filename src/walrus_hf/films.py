@@ -219,6 +219,8 @@ def _line_strip(row: Row, panels: list[Panel], forecast: Trajectory) -> Strip:
     axes.set_ylabel(f"{row.error_label if panels[0].title == 'error' else row.label} [{row.unit}]", fontsize=10)
     if len(panels) > 1:
         axes.legend(loc="upper right", fontsize=10)
+    figure.canvas.draw()
+    figure.set_layout_engine("none")  # laid out once: the room that labels need does not change
     frames = []
     for step in range(len(panels[0].values)):
         for artist, panel in shown:

@@ -30,7 +30,7 @@ from walrus_hf.training.optim import published_schedule
 from walrus_hf.training.records import read_metrics
 from walrus_hf.training.validation import Validation
 
-from .small_runs import GRIDS, STEPS, settings, without_times
+from .small_runs import GRIDS, STEPS, plane_and_volume, settings, without_times
 
 pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
@@ -137,6 +137,7 @@ def test_a_run_with_a_time_limit_ends_cooled_down_when_the_time_is_over(folder, 
         "validation_steps": 0,
         "save_steps": 10,
         "keep_checkpoints": 9,
+        **plane_and_volume(folder / "data"),
     }
     assert loop.pretrain(settings(folder / "data", tmp_path, **quick)) == tmp_path / "model"
     rows = read_metrics(tmp_path)

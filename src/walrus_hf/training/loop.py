@@ -194,7 +194,7 @@ def pretrain(arguments: PretrainingArguments) -> Path:
     """
     accelerator = make_accelerator(arguments)
     check_strategy(accelerator, Topology.from_accelerator(accelerator), arguments.strategy)
-    with StopSignal(accelerator) as stop, tracked(accelerator, arguments), _from_scratch():
+    with StopSignal(accelerator) as stop, tracked(accelerator, arguments), from_scratch():
         with accelerator.local_main_process_first():  # it leaves manifests in the cache for the others
             indexes = open_indexes(arguments, arguments.config())
         run = Run(accelerator, arguments, indexes)
@@ -405,7 +405,7 @@ def _validation(run: Run) -> Validation | None:
 
 
 @contextlib.contextmanager
-def _from_scratch() -> Iterator[None]:
+def from_scratch() -> Iterator[None]:
     """Without warnings of grids where the published weights were never measured, and of how Accelerate sets up DDP."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")

@@ -128,14 +128,19 @@ def write_gif(path: Path, frames: int, draw: Callable[[int], np.ndarray], fps: f
     colours = Image.new("P", (1, 1))
     colours.putpalette(palette)
 
-    def picture(step: int) -> Any:
-        pixels = draw(step)
-        reduced = Image.fromarray(pixels).quantize(palette=colours, dither=Image.Dither.NONE)
-        reduced.paste(GREYS - 1, mask=Image.fromarray(pixels.min(axis=-1) == 255))  # Pillow makes white a light grey
-        return reduced
+    rest = (_reduced(draw(step), colours) for step in range(2, frames + 1))
+    _reduced(draw(1), colours).save(
+        path, format="GIF", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0
+    )
 
-    rest = (picture(step) for step in range(2, frames + 1))
-    picture(1).save(path, format="GIF", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
+
+def _reduced(pixels: np.ndarray, colours: Any) -> Any:
+    """A picture (height, width, 3) with the palette of the picture `colours`."""
+    from PIL import Image
+
+    reduced = Image.fromarray(pixels).quantize(palette=colours, dither=Image.Dither.NONE)
+    reduced.paste(GREYS - 1, mask=Image.fromarray(pixels.min(axis=-1) == 255))  # Pillow makes white a light grey
+    return reduced
 
 
 def palette_of(rows: list[Row]) -> list[int]:
@@ -218,7 +223,7 @@ def _line_strip(row: Row, panels: list[Panel], forecast: Trajectory) -> Strip:
     axes.set_xlabel(axis_label(forecast), fontsize=11)
     axes.set_ylabel(f"{row.error_label if panels[0].title == 'error' else row.label} [{row.unit}]", fontsize=10)
     if len(panels) > 1:
-        axes.legend(loc="upper right", fontsize=10)
+        figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=10)
     figure.canvas.draw()
     figure.set_layout_engine("none")  # laid out once: the room that labels need does not change
     frames = []
@@ -230,8 +235,8 @@ def _line_strip(row: Row, panels: list[Panel], forecast: Trajectory) -> Strip:
     height, width, _ = frames[0].shape
     palette, colours = palette_of([row]), Image.new("P", (1, 1))
     colours.putpalette(palette)
-    reduced = Image.fromarray(np.concatenate(frames)).quantize(palette=colours, dither=Image.Dither.NONE)
-    return Strip(" and ".join(panel.title for panel in panels), _png(np.asarray(reduced), palette), width, height)
+    indices = np.asarray(_reduced(np.concatenate(frames), colours))
+    return Strip(" and ".join(panel.title for panel in panels), _png(indices, palette), width, height)
 
 
 def _png(indices: np.ndarray, palette: list[int]) -> str:

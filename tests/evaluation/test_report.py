@@ -141,6 +141,7 @@ def test_lines_are_plots_of_truth_and_forecast_and_of_the_error(shown):
     frames = pixels_of(both)
     assert len(frames) == STEPS
     assert (frames[0] != frames[-1]).any()
+    assert tuple(frames[0, 0, 0]) == (255, 255, 255)
 
 
 def test_films_are_coarsened_and_then_fewer_until_the_page_has_a_reasonable_size(tmp_path, monkeypatch):

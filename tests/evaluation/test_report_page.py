@@ -182,6 +182,7 @@ def test_menus_switch_scenario_field_and_quantity(page):
     choose(page, "scenario", "volume")
     assert text(page, "scenario-title") == "volume"
     assert "8 \u00d7 6 \u00d7 4" in text(page, "facts")
+    assert "1,234,567" in text(page, "protocol")
     choose(page, "field", "pressure")
     assert "Median VRMSE of pressure over 3 trajectories" in text(page, "table-title")
     assert column(page, "table", 5) == ["4", "4", "4"]  # correlation time

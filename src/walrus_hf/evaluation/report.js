@@ -334,7 +334,7 @@ function showTraining() {
 
 function plain(value) {
   if (value === null || value === undefined) return "–";
-  if (typeof value === "number") return Math.abs(value) < 1e5 && Number.isInteger(value) ? String(value) : number(value);
+  if (typeof value === "number") return Number.isInteger(value) ? value.toLocaleString("en") : number(value);
   if (Array.isArray(value)) return [...new Set(value.map(plain))].join(", ") || "none";
   if (typeof value === "object") return Object.entries(value).map(([name, item]) => `${words(name)}: ${plain(item)}`).join("; ") || "none";
   return String(value);

@@ -14,6 +14,7 @@ import torch
 from walrus_hf import WalrusPipeline, load_well, save_well
 from walrus_hf.evaluation import Protocol, evaluate
 from walrus_hf.evaluation import evaluator as module
+from walrus_hf.evaluation import folder as folder_module
 from walrus_hf.evaluation.evaluator import read_ahead
 from walrus_hf.evaluation.sources import EvaluatedScenario
 from walrus_hf.metrics import nrmse, persistence, score
@@ -433,6 +434,17 @@ def test_arguments_that_make_no_sense_are_refused_before_anything_is_written(pip
     assert not (tmp_path / "out").exists()
 
 
+def test_missing_packages_are_named_before_anything_is_computed(pipe, runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_module, "find_spec", lambda name: None)
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'walrus-hf\[eval\]'"):
+        run(pipe, runs, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ImportError, match="scores of ensembles need"):
+        run(pipe, runs, protocol=dataclasses.replace(QUICK, ensemble_size=2))
+    assert run(pipe, runs)["scenarios"]["runs"]["trajectories"] == 3  # a table alone needs none of them
+
+
 # --- what is measured -----------------------------------------------------------------------------------------------
 
 
@@ -525,6 +537,13 @@ def test_diagnostics_of_a_perfect_forecast_are_those_of_the_truth(pipe, runs, tm
     assert sum(last["truth"]) == pytest.approx(mean, rel=0.05)
 
 
+def test_grids_whose_cells_differ_in_size_have_no_totals_and_no_divergence(pipe, tmp_path):
+    curved = dataclasses.replace(noise(), grid_type="spherical")
+    found = run(pipe, save_well(curved, tmp_path / "own.hdf5"))["scenarios"]["own"]["forecasters"]["model"]
+    assert found["physics"]["totals"] == found["physics"]["divergence"] == {}
+    assert set(found["physics"]["correlation_time"]) == {"pressure", "velocity"}
+
+
 def test_the_published_numbers_stand_beside_those_of_the_same_scenario(pipe, tmp_path):
     rng = np.random.default_rng(0)
     fields = {name: rng.normal(size=(20, 128, 128)).cumsum(0) for name in ("A", "B")}
@@ -540,6 +559,7 @@ def test_the_published_numbers_stand_beside_those_of_the_same_scenario(pipe, tmp
     assert other["scenarios"]["other"]["published"] == []
 
 
+@pytest.mark.filterwarnings("ignore:grid:UserWarning")
 def test_scenarios_by_name_are_read_with_their_names_and_transforms(tmp_path):
     model = small_model(field2id=None, jitter=True)
     generator = torch.Generator().manual_seed(0)

@@ -194,7 +194,7 @@ class _Run:
         for row in rows:
             row.begin(list(forecasts), self._spectra_steps(row.trajectory.steps))
             if row.trajectory.number < self.kept_forecasts and row.readable:
-                row.kept = KeptForecast(row.context)
+                row.kept = KeptForecast(row.context, row.trajectory.steps)
         step, steps, chunk = 0, batch[0].steps, data.chunk_frames(batch)
         while step < steps:
             truths = dict(zip((t.number for t in batch), next(stream)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from ..fields import Trajectory
 from .forecasters import Frame
 
 # Of the forecast's frames; later ones are left out.
-KEPT_BYTES = 128 * 2**20
+KEPT_BYTES = 64 * 2**20
 
 
 class KeptForecast:
@@ -21,33 +22,34 @@ class KeptForecast:
 
     Args:
         context: what is forecast.
+        steps: lead times that will come; as many as fit into `KEPT_BYTES` are kept, at least one.
     """
 
-    def __init__(self, context: Trajectory) -> None:
-        self.context = context
-        self.forecast: list[dict[str, np.ndarray]] = []
-        self.truth: list[dict[str, np.ndarray]] = []
-        self.bytes_left = KEPT_BYTES
+    def __init__(self, context: Trajectory, steps: int) -> None:
+        self.context, self.count = context, 0
+        shapes = {name: values.shape[1:] for name, values in context.fields.items()}
+        frame_bytes = 4 * sum(math.prod(shape) for shape in shapes.values())
+        self.room = max(1, min(steps, KEPT_BYTES // frame_bytes))
+        self.forecast, self.truth = (
+            {name: np.empty((self.room, *shape), dtype=np.float32) for name, shape in shapes.items()} for _ in range(2)
+        )
 
     def add(self, frame: Frame | str, truth: Mapping[str, np.ndarray]) -> None:
         """The mean of the members, where there is room."""
-        if isinstance(frame, str):
+        if isinstance(frame, str) or self.count == self.room:
             return
-        size = sum(values[0].nbytes for values in frame.values())
-        self.bytes_left -= size
-        if self.bytes_left < 0 and self.forecast:
-            self.bytes_left = 0
-            return
-        self.forecast.append({name: values.mean(axis=0, dtype=np.float32) for name, values in frame.items()})
-        self.truth.append({name: np.array(values, dtype=np.float32) for name, values in truth.items()})
+        for name, values in truth.items():
+            self.forecast[name][self.count] = frame[name].mean(axis=0)
+            self.truth[name][self.count] = values
+        self.count += 1
 
     def write(self, folder: Path, stem: str) -> None:
         """`<stem>-forecast.hdf5` and `<stem>-truth.hdf5`; nothing where there is no frame."""
-        if not self.forecast:
+        if not self.count:
             return
         folder.mkdir(exist_ok=True)
         for kind, frames in (("forecast", self.forecast), ("truth", self.truth)):
-            fields = {name: np.stack([frame[name] for frame in frames]) for name in frames[0]}
+            fields = {name: values[: self.count] for name, values in frames.items()}
             time = self.context.time + self.context.num_frames * self.context.dt
             found = dataclasses.replace(self.context, fields=fields, time=time)
             save_well(found, folder / f"{stem}-{kind}.hdf5", overwrite=True)

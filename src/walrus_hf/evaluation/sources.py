@@ -28,7 +28,7 @@ from .protocol import GROUP, Protocol
 # Frames that forecasters are given, at most: more than any model here reads.
 CONTEXT_FRAMES = 16
 # Truth is read in chunks of about this size, for all trajectories of a batch.
-CHUNK_BYTES = 64 * 2**20
+CHUNK_BYTES = 16 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)

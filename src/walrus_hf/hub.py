@@ -24,7 +24,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from .adapter_files import first_line
 from .configuration_walrus import WalrusConfig
-from .model_card import FOLDER, RESULTS_FORMAT, checkpoint_card, pushed_card
+from .model_card import RESULTS_FORMAT, adapter_card, checkpoint_card, pushed_card
 from .modeling_walrus import WalrusForPrediction
 
 PROCESSOR = "preprocessor_config.json"
@@ -122,7 +122,7 @@ def prepare_upload(
         base_model = json.loads(files["adapter_config.json"])["base_model_name_or_path"]  # type: ignore[arg-type]
     card = (folder / "README.md").read_text(encoding="utf-8") if "README.md" in names else ""
     if not card or "[More Information Needed]" in card:  # what PEFT writes into the folder of every adapter
-        card = _adapter_card(folder, str(base_model)) if adapter else _new_card(folder, costs)
+        card = _new_adapter_card(folder, str(base_model)) if adapter else _new_card(folder, costs)
     gif = next((name for name in names if name.endswith(".gif")), None)
     files["README.md"] = pushed_card(
         card, repo_id, license=license, base_model=base_model, datasets=datasets, results=measured, gif=gif
@@ -345,23 +345,14 @@ def _new_card(folder: Path, costs: Sequence[Mapping[str, Any]]) -> str:
     )  # fmt: skip
 
 
-def _adapter_card(folder: Path, base: str) -> str:
-    """The card of an adapter that nobody has described; its base says what it reads."""
+def _new_adapter_card(folder: Path, base: str) -> str:
+    """The card of an adapter that nobody has described."""
     settings = _read_json(folder / "adapter_config.json")
     with (folder / "adapter_model.safetensors").open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     rank = f" of rank {settings['r']}" if "r" in settings else ""
-    return (
-        "---\nlibrary_name: peft\n---\n\n"
-        "# Walrus, an adapter\n\n"
-        f"A {settings.get('peft_type', 'PEFT')} adapter{rank} of [{base}](https://huggingface.co/{base}), whose card "
-        "says what it reads. It refuses any other base.\n\n"
-        "## Use\n\n```python\nfrom walrus_hf import WalrusPipeline\n\n"
-        f'pipe = WalrusPipeline.from_pretrained("{FOLDER}")  # finds its base by itself\n'
-        "forecast = pipe.predict(trajectory, prediction_length=50, seed=0)\n```\n\n"
-        "## Evaluation\n\nNot measured.\n\n"
-        f"## Provenance\n\nadapter_model.safetensors: SHA-256 `{digest}`.\n"
-    )
+    kind = f"A {settings.get('peft_type', 'PEFT')} adapter{rank}"
+    return adapter_card(base, kind, provenance=f"`adapter_model.safetensors`: SHA-256 `{digest}`.")
 
 
 def _read_results(file: Path) -> dict[str, Any]:

@@ -71,6 +71,40 @@ def checkpoint_card(
     return str(card)
 
 
+def adapter_card(
+    base: str,
+    kind: str,
+    *,
+    provenance: str,
+    training: str = UNKNOWN_TRAINING,
+    evaluation: str = NOT_MEASURED,
+    model: str = FOLDER,
+) -> str:
+    """The card of an adapter that `fit` did not make; its base says what it reads.
+
+    Args:
+        base: name of the base model on the Hub.
+        kind: such as "A LORA adapter of rank 8".
+    """
+    data = ModelCardData(library_name="peft", pipeline_tag=TASK, tags=[*TAGS, "adapter"], base_model=base)
+    return (
+        f"---\n{data.to_yaml()}\n---\n\n# Walrus, an adapter\n\n"
+        f"{kind} of [{base}](https://huggingface.co/{base}) for `walrus_hf`. Fields, boundary conditions, grids, time "
+        "steps, history and cost are those of the base, whose card tells them. Any other base is refused.\n\n"
+        "## Use\n\n```python\nfrom walrus_hf import WalrusPipeline, load_well, save_well\n\n"
+        f'pipe = WalrusPipeline.from_pretrained("{model}")  # finds its base by itself\n'
+        'given = load_well("simulation.hdf5", frames=6)\n'
+        "forecast = pipe.predict(given, prediction_length=50, seed=0)\n"
+        'without = pipe.predict(given, prediction_length=50, seed=0, adapter="base")\n'
+        'save_well(forecast, "forecast.hdf5")\n```\n\n'
+        f"## Evaluation\n\n{evaluation}\n\n## Training data\n\n{training}\n\n"
+        "## Limits\n\nThe limits of the base hold. Of data unlike those it was trained on nothing is known; what the "
+        "base knew there may be lost.\n\n"
+        f"## Provenance\n\n{provenance}\n\n"
+        f"## Citation\n\nMcCabe et al., Walrus: A Cross-Domain Foundation Model for Continuum Dynamics, {PAPER}.\n"
+    )
+
+
 def size_text(config: WalrusConfig, parameters: int) -> str:
     """Parameters and layers, in a sentence."""
     return (

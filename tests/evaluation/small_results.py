@@ -31,6 +31,10 @@ def write_results(folder, hostile=True, factor=1.0, scenarios=tuple(GRIDS)):
             save_well(_trajectory(kind, fields, shift), folder / f"{stem}-{what}.hdf5")
         files.append({"scenario": name, "trajectory": 0, "forecaster": "model",
                       "forecast": f"{stem}-forecast.hdf5", "truth": f"{stem}-truth.hdf5"})  # fmt: skip
+    entries["nothing"] = {
+        **_scenario("line", [], factor), "forecasters": {}, "trajectories": 0, "dt": None, "grid": None, "steps": None,
+        "notes": ["trajectory 0 was left out: too short"],
+    }  # fmt: skip
     results = {
         "format": "walrus_hf.evaluation/1",
         "protocol": {"name": "walrus", "start": 17, "seed": 3, "windows": {"1": [1, 1], "1:5": [1, 5], "1:20": [1, 20]},
@@ -58,7 +62,7 @@ def _trajectory(kind, fields, shift):
 
 def _scenario(kind, fields, factor):
     grid = GRIDS[kind]
-    forecasters = {
+    forecasters = fields and {
         "model": _forecaster(fields, 0.1 * factor, members=2),
         "persistence": _forecaster(fields, 0.2, members=0),
         "u_net": _forecaster(fields, 0.05, members=0, failed=True),

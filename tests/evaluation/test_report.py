@@ -173,7 +173,7 @@ def test_forecasts_that_cannot_be_read_are_named_and_the_rest_is_shown(tmp_path)
     (folder / "forecasts" / "planes-0-truth.hdf5").write_bytes(b"no HDF5")
     (folder / "forecasts" / "volume-0-forecast.hdf5").unlink()
     shown = report.content([folder])
-    assert [len(entry["films"]) for entry in shown["scenarios"].values()] == [0, 0, 1]
+    assert [len(entry["films"]) for entry in shown["scenarios"].values()] == [0, 0, 1, 0]
     assert len(shown["unreadable"]) == 2
     assert all("trajectory 0: no pictures (" in line for line in shown["unreadable"])
 

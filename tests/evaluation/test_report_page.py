@@ -141,19 +141,14 @@ def test_tables_show_intervals_failures_notes_and_published_numbers(page):
 def test_a_click_sorts_and_a_second_one_turns_the_order(page):
     head(page, "overview", 3).click()
     rising = column(page, "overview", 3)
-    assert rising == ["0.02", *["0.05"] * 3, *["0.1"] * 3, *["0.2"] * 3]
+    assert rising == ["0.02", *["0.05"] * 3, *["0.1"] * 3, *["0.2"] * 3, "\u2013"]
     header = page.find_element(By.CSS_SELECTOR, "#overview thead th:nth-child(3)")
     assert header.get_attribute("aria-sort") == "ascending"
     head(page, "overview", 3).click()
-    assert column(page, "overview", 3) == rising[::-1]
+    assert column(page, "overview", 3) == [*rising[-2::-1], "\u2013"]  # what is missing always comes last
     assert header.get_attribute("aria-sort") == "descending"
     head(page, "overview", 4).click()
-    assert column(page, "overview", 4) == [
-        *["0.3"] * 3,
-        *["0.6"] * 3,
-        *["∞"] * 3,
-        "\u2013",
-    ]  # what is missing comes last
+    assert column(page, "overview", 4) == [*["0.3"] * 3, *["0.6"] * 3, *["∞"] * 3, "\u2013", "\u2013"]
     assert header.get_attribute("aria-sort") is None
 
 
@@ -196,8 +191,18 @@ def test_menus_switch_scenario_field_and_quantity(page):
         choose(page, "quantity", quantity)
         assert page.find_elements(By.CSS_SELECTOR, "#quantity-chart .bar, #quantity-chart .series")
     assert len(page.find_elements(By.CSS_SELECTOR, "#quantity-chart .bar")) == 3
-    page.find_element(By.CSS_SELECTOR, "#overview tbody tr:last-child button").click()
+    page.find_element(By.CSS_SELECTOR, "#overview tbody tr:nth-last-child(2) button").click()
     assert text(page, "scenario-title") == "line"
+
+
+def test_a_scenario_that_nothing_could_forecast_says_so(page):
+    assert column(page, "overview", 2)[-1] == "no forecast, see its notes"
+    page.find_element(By.CSS_SELECTOR, "#overview tbody tr:last-child button").click()
+    assert text(page, "scenario-title") == "nothing"
+    assert text(page, "summary") == "No trajectory could be forecast."
+    assert "too short" in text(page, "notes")
+    assert "No value to show." in text(page, "error-chart")
+    assert not page.find_element(By.ID, "film-section").is_displayed()
 
 
 def points(page, selector):

@@ -103,8 +103,10 @@ const windowColumns = () => data.windows.map((window) => ({
 }));
 
 function showOverview() {
+  const nothing = { who: "no forecast, see its notes", failures: null, cells: data.windows.map(() => errorCell(null)) };
   const rowsOf = (entry) => [
-    ...errorRows(entry, MEAN, statistic()), ...publishedRows(entry, MEAN, statistic(), (item) => item.model === "Walrus"),
+    ...(entry.facts.trajectories ? errorRows(entry, MEAN, statistic()) : [nothing]),
+    ...publishedRows(entry, MEAN, statistic(), (item) => item.model === "Walrus"),
   ];
   const rows = names.flatMap((name) => rowsOf(data.scenarios[name]).map((row) => ({
     className: row.className,
@@ -345,7 +347,7 @@ function facts(container, groups) {
     ...(title ? [make("h3", { textContent: title })] : []),
     make("dl", {}, ...Object.entries(entries).flatMap(([name, value]) => [
       make("dt", { textContent: words(name) }),
-      make("dd", { textContent: name === "grid" || name === "axes" ? value.join(" × ") : plain(value) }),
+      make("dd", { textContent: Array.isArray(value) && (name === "grid" || name === "axes") ? value.join(" × ") : plain(value) }),
     ])),
   ]));
 }
@@ -362,6 +364,7 @@ function showScenario() {
 }
 
 function summary(found) {
+  if (!found.trajectories) return "No trajectory could be forecast.";
   const n = found.trajectories, sides = Object.entries(found.boundary_conditions ?? {}).map(([axis, kinds]) => `${axis} ${plain(kinds)}`);
   return `${found.grid.join(" × ")} cells (${sides.join(", ")}), ${n} ${n === 1 ? "trajectory" : "trajectories"}, forecast from frame ${plain(found.start)}, ${plain(found.steps)} steps of ${plain(found.dt)} simulation units.`;
 }

@@ -118,9 +118,11 @@ def prepare_upload(
         if not adapter:
             _check_results(measured, Path(str(results)), folder, names)
         files[EVALUATION] = _json_bytes(_without_paths(measured, repo_id))
-    if adapter:
-        base_model = json.loads(files["adapter_config.json"])["base_model_name_or_path"]  # type: ignore[arg-type]
     card = (folder / "README.md").read_text(encoding="utf-8") if "README.md" in names else ""
+    if adapter:
+        trained_on = _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        base_model = base_model or trained_on
+        card = card.replace(f"`{trained_on}`", f"`{base_model}`")  # a path of this machine
     if not card or "[More Information Needed]" in card:  # what PEFT writes into the folder of every adapter
         card = _new_adapter_card(folder, str(base_model)) if adapter else _new_card(folder, costs)
     gif = next((name for name in names if name.endswith(".gif")), None)
@@ -182,7 +184,6 @@ def push(
 @contextlib.contextmanager
 def _hub_errors(endpoint: str, repo_id: str) -> Iterator[None]:
     """One line and a remedy for everything that the Hub refuses and the network breaks."""
-    nothing = f"nothing in {repo_id} has changed"
     try:
         yield
     except (HTTPError, RuntimeError) as error:
@@ -195,18 +196,17 @@ def _hub_errors(endpoint: str, repo_id: str) -> Iterator[None]:
                 f"{repo_id}: expected a token that may write there, found one that {endpoint} refuses ({status}); "
                 "check the name, make a token with write access at huggingface.co/settings/tokens, and `hf auth login`"
             ) from error
-        if not isinstance(cause, HTTPError):
-            raise
         told = f"status {status}" if status else f"{type(cause).__name__}: {first_line(cause)}"
         raise OSError(
-            f"{repo_id}: expected {endpoint} to take the files, found {told}; {nothing}, push again to go on"
+            f"{repo_id}: expected {endpoint} to take the files, found {told}; nothing in {repo_id} has changed, push "
+            "again to go on"
         ) from error
 
 
 def _refuse_pickles(folder: Path, names: Sequence[str], adapter: bool) -> None:
     weights = [name for name in names if WEIGHTS.fullmatch(name) or name == "adapter_model.safetensors"]
     pickles = [name for name in names if name.endswith(PICKLES)]
-    if not adapter and "config.json" not in names and not weights:
+    if not adapter and "config.json" not in names:
         pickled = f"; {pickles[0]} is a pickle: `walrus-hf convert` makes a checkpoint of walrus.pt" if pickles else ""
         raise ValueError(f"{folder}: expected a folder of save_pretrained, found no config.json in it{pickled}")
     if not weights:

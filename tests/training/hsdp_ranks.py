@@ -66,6 +66,11 @@ def first_gradients(folder, report):
     BatchReader.read = cannot_read
     save("unread", **plane_and_volume(data))
     BatchReader.read = read
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
+    shard(GROUPS)
+    save("bf16")
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
+    shard(GROUPS)
     report["unread"] = gather_object([report.get("unread")])[2]
 
 

@@ -95,14 +95,16 @@ def test_four_processes_find_their_places_under_every_strategy(four):
     assert four["hsdp"] == [[2, 2, *divmod(rank, 2)] for rank in range(4)]
 
 
-@pytest.mark.parametrize("name", ["apart", "unread", "checkpointed", "clipped", "unequal"])
-def test_gradients_of_groups_that_shard_equal_those_of_one_process(folder, four, tmp_path, name):
+@pytest.mark.parametrize("name", ["apart", "unread", "checkpointed", "clipped", "unequal", "bf16"])
+def test_gradients_of_groups_that_shard_equal_those_of_one_process(folder, four, tmp_path, monkeypatch, name):
     """With drop path. `apart`: one group has a plane, the other a volume, so they use different parameters."""
     changes = {"mode": "variable"} if name == "unequal" else {}
     if name in ("apart", "unread"):
         changes = {**plane_and_volume(folder / "data"), "gradient_accumulation_steps": 2}
     if name == "unequal":
         assert sorted(four["unequal_counts"]) == [1, SLOTS - 1]
+    if name == "bf16":
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     unread = four["unread"] if name == "unread" else None  # the source of member 0 of the second group
     expected = gradients.of_one_process(settings(folder / "data", tmp_path, **changes), 2, unread)
     found = torch.load(folder / f"gradients-{name}.pt")
@@ -114,6 +116,13 @@ def test_gradients_of_groups_that_shard_equal_those_of_one_process(folder, four,
     assert four["norms"][name] == [pytest.approx(norm, rel=1e-6)] * 4
     scale = 0.01 / norm if name == "clipped" else 1.0  # max_grad_norm
     assert gradients.norm({k: found["after"][k] - scale * g for k, g in expected.items()}) < 1e-4 * scale * norm
+
+
+def test_bf16_is_in_force_and_gradients_stay_in_float32(folder, four):
+    found, exact = (torch.load(folder / f"gradients-{name}.pt")["before"] for name in ("bf16", "checkpointed"))
+    assert {gradient.dtype for gradient in found.values()} == {torch.float32}
+    difference = gradients.norm({name: found[name] - gradient for name, gradient in exact.items()})
+    assert 1e-4 < difference / gradients.norm(exact) < 0.1
 
 
 def test_what_a_group_never_uses_gets_gradients_from_the_other(folder, four):

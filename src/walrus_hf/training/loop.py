@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env, set_seed
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
@@ -247,13 +247,18 @@ def train(run: Run, stop: StopSignal) -> tuple[Path | None, dict[str, dict[str, 
 def make_accelerator(arguments: PretrainingArguments) -> Accelerator:
     """As the launcher configured it. The schedule counts optimiser steps, whatever the number of processes."""
     torch.set_float32_matmul_precision("high")  # TF32 where there is such a thing, as in the published run
-    return Accelerator(
+    accelerator = Accelerator(
         step_scheduler_with_optimizer=False,
         # Nothing is exchanged in forward passes: groups run different numbers of them.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         log_with=chosen_trackers(arguments.log_with) or None,
         project_dir=arguments.output_dir,
     )
+    if accelerator.is_fsdp2:
+        # In bf16 Accelerate would cast the fields themselves, and their scales with them, and average gradients in it;
+        # autocast does what is wanted.
+        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+    return accelerator
 
 
 def check_strategy(accelerator: Accelerator, topology: Topology, asked: str | None) -> None:
@@ -263,13 +268,8 @@ def check_strategy(accelerator: Accelerator, topology: Topology, asked: str | No
         asked: for by the settings, if they do; else what the launcher was configured for counts.
 
     Raises:
-        ValueError: another one is in force, or FSDP2 in mixed precision.
+        ValueError: another one is in force.
     """
-    if accelerator.is_fsdp2 and accelerator.mixed_precision != "no":
-        raise ValueError(
-            f"mixed_precision: expected 'no' with FSDP2, found {accelerator.mixed_precision!r}; Accelerate would cast "
-            f"the fields themselves, and their scales with them"
-        )
     found = "hsdp" if topology.groups > 1 else "fsdp2"
     if not accelerator.is_fsdp2:
         found = "single" if topology.world_size == 1 else "ddp"
@@ -295,7 +295,8 @@ def train_step(run: Run, plan: WorkPlan, batches: Iterator[dict[str, Any]], step
         inputs = prepare_inputs(batch["inputs"], run.bare.model, accelerator.device, _generator(batch, step))
         clock.mark()
         with _synchronised(run.model, turn == len(work.groups[group]) - 1):
-            loss, channel_losses, _ = run.model(**inputs)
+            with accelerator.autocast():  # which Accelerate leaves out of models that FSDP2 shards
+                loss, channel_losses, _ = run.model(**inputs)
             clock.mark()
             accelerator.backward(loss * (work.loss_scale * batch["weight"]))
         clock.mark()

@@ -81,7 +81,8 @@ class Validation:
         inputs = collate(self.reader.read({"source": number, "windows": self.windows[number][batch]}))
         generator = torch.Generator().manual_seed(SEED + batch)
         bare: Any = accelerator.unwrap_model(model)
-        _, _, forecast = model(**prepare_inputs(inputs, bare.model, accelerator.device, generator))
+        with accelerator.autocast():
+            _, _, forecast = model(**prepare_inputs(inputs, bare.model, accelerator.device, generator))
         truth, last = inputs["labels"][:, -1], inputs["field_values"][:, -1]
         predicted = forecast.float().cpu()
         if "obstacle_mask" in inputs:

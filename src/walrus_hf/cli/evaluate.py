@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from ..evaluation.results import write_json as write_json  # for the other commands
 from .options import (
     Device,
     FieldNames,

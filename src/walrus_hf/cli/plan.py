@@ -29,8 +29,8 @@ def plan(
     overwrite: Overwrite = False,
 ) -> None:
     """Simulate pretraining on a cluster: balance, utilisation and throughput of each way of sharing out the work."""
+    from ..evaluation.results import write_json
     from ..training.simulation import PUBLISHED_RATIO, Cluster, scenarios_of, sensitivity, simulate
-    from .evaluate import write_json
 
     check_output(json_file, overwrite, (".json",))
     if more and not scenarios:

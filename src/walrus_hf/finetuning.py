@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +208,7 @@ def _prepare_model(
     if given.absolute_position:
         shape = parts.processor.plan(template.grid, template.boundary_conditions, jitter=None, seed=0).tokens
     extension = Extension(parts.new_names, given.rope_learnable, shape)
-    torch.manual_seed(given.seed)
+    torch.manual_seed(given.seed)  # PEFT draws the adapter
     added = extension.apply(model, separate=given.method != "full")
     for config in configs_of(model):
         config.drop_path_rate = 0.0  # as the published fine-tuning
@@ -215,7 +216,9 @@ def _prepare_model(
         if isinstance(module, WalrusDropPath):
             module.drop_prob = 0.0
     if given.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        with warnings.catch_warnings():  # the new name for it does not exist in the oldest transformers that we support
+            warnings.simplefilter("ignore", FutureWarning)
+            model.gradient_checkpointing_enable({"use_reentrant": False})
     if given.method != "lora":
         model.requires_grad_(given.method == "full")
         if given.method == "head":
@@ -232,9 +235,11 @@ def _prepare_model(
     saved = [*given.lora.get("modules_to_save", ()), *added]
     others = {name: value for name, value in given.lora.items() if name != "modules_to_save"}
     config = lora_config(given.preset, given.rank, **others, modules_to_save=saved or None)
-    config.base_model_name_or_path = base_name or None
+    bare_model(model).name_or_path = base_name  # PEFT takes it from there
     config.revision = vars(model.config).get("_commit_hash")
-    adapted: Any = get_peft_model(model, config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        adapted: Any = get_peft_model(model, config)
     _freeze_unreached(adapted, template)
     assert base is not None
     return adapted, AdapterRecord(extension, base)

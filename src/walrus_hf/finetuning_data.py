@@ -282,7 +282,8 @@ def check_fields(processor: WalrusProcessor, template: Trajectory, name: str) ->
     }
     if unknown:
         listed = "; ".join(
-            f"{field!r} ({'perhaps ' + ' or '.join(map(repr, near)) if near else 'nothing near'})"
+            f"{field!r}{_as_named(processor, field)} "
+            f"({'perhaps ' + ' or '.join(map(repr, near)) if near else 'nothing near'})"
             for field, near in unknown.items()
         )
         first = next(iter(unknown))
@@ -338,6 +339,11 @@ def scales_of(stats: Mapping[str, Mapping[str, Any]], eps: float) -> dict[str, d
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     """A permutation of `count` windows."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch)).numpy()
+
+
+def _as_named(processor: WalrusProcessor, field: str) -> str:
+    name = processor.field_names.get(field, field)
+    return "" if name == field else f" as {name!r}"
 
 
 def _is_known(processor: WalrusProcessor, template: Trajectory, field: str) -> bool:

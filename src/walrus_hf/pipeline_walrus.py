@@ -176,8 +176,9 @@ class WalrusPipeline:
 
     def save_pretrained(self, directory: str | Path, max_shard_size: str = "50GB") -> None:
         """Configuration, weights (safetensors) and processor in one folder; of a model with an adapter, the adapter."""
-        shards = {} if self._adapters() else {"max_shard_size": max_shard_size}
-        self.model.save_pretrained(directory, **shards)
+        # Where new fields have grown the vocabulary, PEFT would store whole encoders beside an adapter.
+        own: dict[str, Any] = {"max_shard_size": max_shard_size}
+        self.model.save_pretrained(directory, **({"save_embedding_layers": False} if self._adapters() else own))
         self.processor.save_pretrained(directory)
         if self.adapter_record is not None:
             self.adapter_record.save(Path(directory))
@@ -431,7 +432,8 @@ def check_model_type(name: str, revision: str | None = None) -> None:
             raise ValueError(f"{name}: expected a config.json with settings, found an unreadable one") from error
         raise FileNotFoundError(
             f"{name}: expected a folder or a Hub repository with a Walrus checkpoint, found no such folder and nothing "
-            f"on the Hub ({first_line(error)}); check the name and the connection"
+            f"on the Hub ({first_line(error)}); check the name, the connection, and for a private repository the token "
+            "(`hf auth login`)"
         ) from error
     if found != WalrusConfig.model_type:
         raise ValueError(f"{name}: expected a checkpoint of model type 'walrus', found {found!r}")

@@ -149,8 +149,8 @@ def test_an_interrupted_upload_changes_nothing_and_goes_on_when_repeated(pushed)
         ("wrong token", "refuses (401); check the name, make a token with write access"),
         ("token that may only read", "refuses (403); check the name, make a token with write access"),
         ("missing repository", "lab/nothing: expected a folder or a Hub repository"),
-        ("reading with a wrong token", "lab/private: expected a folder or a Hub repository"),
-        ("reading without a token", "lab/private: expected a folder or a Hub repository"),
+        ("reading with a wrong token", "for a private repository the token (`hf auth login`)"),
+        ("reading without a token", "for a private repository the token (`hf auth login`)"),
     ],
 )
 def test_refusals_are_one_line(pushed, what, words):

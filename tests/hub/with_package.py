@@ -10,10 +10,10 @@ import os
 import shutil
 import sys
 import time
+import urllib.request
 import warnings
 from pathlib import Path
 
-import httpx2
 import numpy as np
 import torch
 from huggingface_hub import HfApi, constants
@@ -37,7 +37,7 @@ warnings.simplefilter("ignore")
 
 
 def control(**faults) -> None:
-    httpx2.post(f"{constants.ENDPOINT}/control", json=faults).raise_for_status()
+    urllib.request.urlopen(f"{constants.ENDPOINT}/control", json.dumps(faults).encode()).close()
 
 
 def forecast(pipe: WalrusPipeline) -> np.ndarray:

@@ -99,6 +99,7 @@ def test_the_published_windows_and_start_are_the_default(run, file, model):
         (("--window", "x"), "expected a lead time or two, such as 1 or 11:30"),
         (("--protocol", "mine"), "--protocol: expected 'walrus'"),
         (("--baseline", "gone"), "expected the folder of a trained baseline or one of persistence"),
+        (("--baseline", "dmd", "--baseline", "dmd"), "--baseline: expected different names, found 'dmd' twice"),
         (("--ensemble", "2", "--no-jitter"), "without jitter all members are equal"),
         (("--split", "all"), "split: expected one of train, valid, test"),
         (("--field-name", "="), "--field-name: expected OWN=KNOWN"),

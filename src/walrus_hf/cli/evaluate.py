@@ -82,16 +82,21 @@ def evaluate(
         max_trajectories=trajectories, seed=seed, ensemble_size=ensemble, jitter=jitter,
         tokens_per_axis=tokens_per_axis,
     )  # fmt: skip
-    baselines = {Path(name).name: load_baseline(name) for name in baseline or ()}
+    baselines = {}
+    for given in baseline or ():
+        name = Path(given).name
+        if name in baselines:
+            raise ValueError(f"--baseline: expected different names, found {name!r} twice; rename one of the folders")
+        baselines[name] = load_baseline(given)
     pipe = load_pipeline(model, revision, device, field_name)
     results = run(
         pipe, [*data, *(more_data or ())], output, settings, baselines, model_name=model, base_path=base_path,
         batch_size=batch_size, workers=workers, kept_forecasts=keep, overwrite=overwrite,
     )  # fmt: skip
-    for name, scenario in results["scenarios"].items():
+    for key, scenario in results["scenarios"].items():
         head, *rows = table_lines(scenario, results["protocol"]["windows"], intervals=False)
         typer.echo()
-        print_table(f"{name}: {title(scenario)}", head, rows)
+        print_table(f"{key}: {title(scenario)}", head, rows)
     typer.echo()
     for note in note_lines(results):
         typer.echo(f"note: {note}")

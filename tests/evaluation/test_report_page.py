@@ -181,6 +181,7 @@ def test_menus_switch_scenario_field_and_quantity(page):
     choose(page, "field", "pressure")
     assert "Median VRMSE of pressure over 3 trajectories" in text(page, "table-title")
     assert column(page, "table", 5) == ["4", "4", "4"]  # correlation time
+    assert "falls below 0.8" in text(page, "remarks")
     quantities = [option.text for option in Select(page.find_element(By.ID, "quantity")).options]
     assert quantities == [
         "power by wavenumber, step 1", "power by wavenumber, step 6", "power of the error by wavenumber, step 1",

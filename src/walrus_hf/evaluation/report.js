@@ -131,9 +131,10 @@ function showTable() {
       { text: row.failures === null ? "–" : String(row.failures), value: row.failures },
     ],
   }));
-  const correlation = times ? [{ title: "correlation time", hint: "steps until the correlation with the truth falls below the threshold" }] : [];
+  const correlation = times ? [{ title: "correlation time", hint: "steps that a forecast stays correlated with the truth" }] : [];
   table(byId("table"), byId("table-title").textContent, [{ title: "forecast", text: true }, ...windowColumns(), ...correlation, { title: "failed", hint: "forecasts with NaN or overflow" }], rows);
-  byId("remarks").replaceChildren(...remarks(entry, name, kind, times).map((text) => make("li", { textContent: text })));
+  const threshold = found.map((row) => row.time?.threshold).find(Boolean);
+  byId("remarks").replaceChildren(...remarks(entry, name, kind, threshold).map((text) => make("li", { textContent: text })));
 }
 
 function timeCell(time) {
@@ -143,9 +144,9 @@ function timeCell(time) {
   return { text: number(time.median), value: time.median, interval: [interval, late].filter(Boolean).join(" ") };
 }
 
-function remarks(entry, name, kind, times) {
+function remarks(entry, name, kind, threshold) {
   const lines = [`In brackets: ${100 * (data.runs[0].protocol.bootstrap?.level ?? 0.95)} % bootstrap intervals over trajectories; the lowest own value of a column is bold.`];
-  if (times) lines.push("Correlation time: steps until the correlation with the truth falls below 0.8; \"never\" within the steps counts as one step more.");
+  if (threshold) lines.push(`Correlation time: steps until the correlation with the truth falls below ${threshold}; "never" within the steps counts as one step more.`);
   if (entry.published.length && !(isWhole(entry, name) && kind === "median")) lines.push(`Published numbers are medians of the mean of the fields: choose "${MEAN}" and "median" to see them.`);
   for (const item of entry.published) {
     const place = item.window.includes(":") ? `steps ${item.window}` : item.window === "1" ? "step 1" : item.window;

@@ -15,7 +15,7 @@ from ..films import strips
 from ..panels import View, planes, row_from
 
 # Cells along the longer side of a picture, and frames of a film: the first that keep the page's films below MAX_PIXELS.
-# A pixel is at most a byte in a PNG and 4/3 in the page, so a page has at most 32 MB and most have a third of that.
+# A pixel is at most about a byte in a PNG and 4/3 in the page, so the films of a page have at most some 32 MB.
 SIZES = ((128, 40), (96, 32), (64, 24), (48, 16), (32, 12), (24, 8))
 MAX_PIXELS = 24_000_000
 ALL_TRAJECTORIES = 3  # of the sizes: before pictures get coarser than those, only the first of each scenario is shown

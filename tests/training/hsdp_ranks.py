@@ -89,7 +89,8 @@ def stopped_and_resumed(folder, report):
 
     def run(name, step_function, **changes):
         loop.train_step = step_function
-        written = loop.pretrain(settings(folder / "data", folder / name, GROUPS, strategy="hsdp", **changes))
+        quick = {"validation_steps": 0, "validation_batches": 1}
+        written = loop.pretrain(settings(folder / "data", folder / name, GROUPS, strategy="hsdp", **quick, **changes))
         return gather_object([written.name])
 
     run("straight-hsdp", watched)

@@ -51,7 +51,7 @@ def replicated(folder, report):
     loop.train_step, loop.micro_batch_cost = train_step, micro_batch_cost
     fifty = {"max_steps": 50, "validation_steps": 0, "save_steps": 100, **plane_and_volume(data)}
     loop.pretrain(settings(data, folder / "fifty", groups=2, **fifty))
-    boxed = {**fifty, "max_steps": 100_000, "max_seconds": 2.0}
+    boxed = {**fifty, "max_steps": 100_000, "max_seconds": 0.5}
     loop.train_step = watched
     digests.clear()
     loop.pretrain(settings(data, folder / "boxed", groups=2, **boxed))
@@ -63,14 +63,14 @@ def sharded(folder, report):
     """FSDP2: both processes are members of one group."""
     data = folder / "data"
 
-    def run(name, checkpoint=None):
+    def run(name, checkpoint=None, **changes):
         resume = None if checkpoint is None else str(folder / checkpoint)
-        loop.pretrain(settings(data, folder / name, strategy="fsdp2", resume_from_checkpoint=resume))
+        loop.pretrain(settings(data, folder / name, strategy="fsdp2", resume_from_checkpoint=resume, **changes))
 
     shard()
     run("fsdp2")
     run("died", "died/step-00000003")
-    run("fewer", "straight-hsdp/step-00000003")
+    run("fewer", "straight-hsdp/step-00000003", validation_steps=0, validation_batches=1)
 
 
 def fallback(folder, report):

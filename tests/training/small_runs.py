@@ -72,7 +72,7 @@ def launch(config: str, processes: int, *command: str, groups: int | None = None
     return [*launcher, *given, *command]
 
 
-def run_processes(command: list[str], timeout: int = 180) -> subprocess.CompletedProcess:
+def run_processes(command: list[str], timeout: int = 300) -> subprocess.CompletedProcess:
     """Of a `launch`, to its end."""
     return subprocess.run(command, capture_output=True, text=True, env=cpu_environment(), check=False, timeout=timeout)
 

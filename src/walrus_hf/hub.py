@@ -89,7 +89,8 @@ def prepare_upload(
     Args:
         folder: of `save_pretrained`, of `walrus-hf convert`, or of an adapter.
         repo_id: `ORG/NAME`.
-        results: `results.json` of `walrus-hf evaluate` for these weights.
+        results: `results.json` of `walrus-hf evaluate` for these weights; of adapters that is not checked, since the
+            hash is over the base as well.
         base_model: on the Hub; replaces the name in an adapter's configuration.
         license: identifier such as `cc-by-4.0`; None keeps what the folder's card says.
         datasets: names on the Hub of the data that it was trained on.
@@ -147,7 +148,7 @@ def push(
     no longer in use, are deleted. An interrupted upload changes nothing, and goes on where it stopped when repeated.
 
     Args:
-        private: None follows the owner's default; only for a new repository.
+        private: None follows the owner's default for a new repository.
         token: None takes the one of `hf auth login` or `HF_TOKEN`.
         revision: branch to push to; made where there is none.
 
@@ -155,7 +156,7 @@ def push(
         Address of the commit.
 
     Raises:
-        ValueError: no token, or one that may not write there.
+        ValueError: no token, one that may not write there, or `private` for a repository that is public.
         OSError: the Hub was not reached, or the connection broke.
     """
     token = token or get_token()
@@ -167,6 +168,11 @@ def push(
     api, repo_id = HfApi(token=token, library_name="walrus_hf"), upload.repo_id
     with _hub_errors(api.endpoint, repo_id):
         api.create_repo(repo_id, private=private, exist_ok=True)
+        if private and not api.model_info(repo_id).private:
+            raise ValueError(
+                f"{repo_id}: expected a private repository, found a public one, and nothing was uploaded; make it "
+                "private in its settings, or choose another name"
+            )
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         there = api.list_repo_files(repo_id, revision=revision)

@@ -197,7 +197,7 @@ class WalrusPipeline:
 
         Args:
             repo_id: `ORG/NAME`; made where there is none.
-            private: None follows the owner's default; only for a new repository.
+            private: None follows the owner's default for a new repository.
             token: None takes the one of `hf auth login` or `HF_TOKEN`.
             revision: branch to push to.
             max_shard_size: of a file of weights.

@@ -169,6 +169,8 @@ def test_what_is_not_there_is_not_found(pushed):
 def test_private_repositories_are_private(pushed):
     assert pushed.hub.repositories["lab/private"].private
     assert not pushed.hub.repositories["lab/whole"].private
+    assert "ValueError: lab/whole: expected a private repository" in pushed.found["private over public"]
+    assert len(pushed.hub.repositories["lab/whole"].commits) == 6  # what it holds was pushed before
 
 
 def test_the_code_of_a_repository_forecasts_where_the_package_is_missing_and_then_without_a_network(pushed):

@@ -149,6 +149,7 @@ found["repeated"] = command(*arguments)
 found["unchanged"] = command(*arguments)
 
 # Who may read it.
+found["private over public"] = refusal(lambda: changed.push_to_hub("lab/whole", private=True))
 found["private loads equal"] = equal(load("lab/private"), private)
 forget_downloads()
 os.environ["HF_TOKEN"] = READER

@@ -11,7 +11,13 @@ sys.modules["walrus_hf"] = None  # importing it fails from now on
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from transformers import AutoConfig, AutoModel, AutoProcessor  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForTimeSeriesPrediction,
+    AutoProcessor,
+)
 
 folder = Path(sys.argv[1])
 config = AutoConfig.from_pretrained("lab/whole", trust_remote_code=True)
@@ -21,6 +27,9 @@ assert not info["unexpected_keys"], info
 assert type(model).__module__.startswith("transformers_modules."), type(model)
 assert type(model.config) is type(config)
 processor = AutoProcessor.from_pretrained("lab/whole", trust_remote_code=True)
+assert type(AutoFeatureExtractor.from_pretrained("lab/whole", trust_remote_code=True)) is type(processor)
+again = AutoModelForTimeSeriesPrediction.from_pretrained("lab/whole", trust_remote_code=True)
+assert type(again) is type(model)
 Trajectory = import_module(type(processor).__module__.rpartition(".")[0] + ".fields").Trajectory
 values = np.random.default_rng(0).normal(size=(4, 16, 24)).astype(np.float32)
 trajectory = Trajectory({"a": values}, {"x": "periodic", "y": ("wall", "open")})

@@ -340,6 +340,15 @@ def test_other_grids_than_the_checkpoint_saw_are_noted(pipe, runs):
         assert sum("(16, 12, 1) is outside the published stride table" in note for note in notes) == 1
 
 
+def test_changes_that_the_model_takes_for_noise_are_noted(pipe, tmp_path):
+    fields = {name: values.astype(np.float32) for name, values in noise().fields.items()}
+    fields["pressure"] *= 1e-7
+    notes = run(pipe, save_well(noise(**fields), tmp_path / "small.hdf5"))["scenarios"]["small"]["notes"]
+    small = [note for note in notes if "smallest scale" in note]
+    assert len(small) == 1
+    assert small[0].startswith("field 'pressure' changes by less than the model's smallest scale of 1e-05 a frame")
+
+
 def test_data_that_the_model_cannot_forecast_leave_the_baselines(pipe, tmp_path):
     strange = noise(vorticity=np.random.default_rng(0).normal(size=(12, 16, 12)).cumsum(0))
     narrow = noise(grid=(16, 4))

@@ -6,7 +6,7 @@ import pytest
 
 from walrus_hf import cli
 
-COMMANDS = ("demo", "forecast", "evaluate", "info", "convert")
+COMMANDS = ("demo", "forecast", "evaluate", "info", "convert", "plan")
 
 
 def test_info_shows_versions_device_and_the_published_geometry(run):

@@ -115,9 +115,9 @@ def test_a_card_without_a_section_gets_it_before_the_citation():
 
 
 def test_a_film_stands_below_the_title_once():
-    text = pushed(gif="film.gif").text
+    text = pushed(picture="film.gif").text
     assert text.index("# Mine") < text.index("![A forecast of this model](film.gif)") < text.index("A model.")
-    assert pushed(text, gif="film.gif").text.count("film.gif") == 1
+    assert pushed(text, picture="film.gif").text.count("film.gif") == 1
 
 
 # --- the cards in model_cards/ ---

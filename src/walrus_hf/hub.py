@@ -126,9 +126,15 @@ def prepare_upload(
         card = card.replace(f"`{trained_on}`", f"`{base_model}`")  # a path of this machine
     if not card or "[More Information Needed]" in card:  # what PEFT writes into the folder of every adapter
         card = _new_adapter_card(folder, str(base_model)) if adapter else _new_card(folder, costs)
-    gif = next((name for name in names if name.endswith(".gif")), None)
+    pictures = [name for name in names if name.endswith(".gif") or name == "forecast.png"]  # the latter is fit's
     files["README.md"] = pushed_card(
-        card, repo_id, license=license, base_model=base_model, datasets=datasets, results=measured, gif=gif
+        card,
+        repo_id,
+        license=license,
+        base_model=base_model,
+        datasets=datasets,
+        results=measured,
+        picture=min(pictures, key=lambda name: name.endswith(".png"), default=None),
     ).encode()
     left_out = [path.name for path in sorted(folder.iterdir()) if path.name not in files]
     return Upload(repo_id, dict(sorted(files.items())), left_out)

@@ -199,7 +199,7 @@ def pushed_card(
     base_model: str | None = None,
     datasets: Sequence[str] = (),
     results: Mapping[str, Any] | None = None,
-    gif: str | None = None,
+    picture: str | None = None,
 ) -> str:
     """A card as it goes to the Hub: what is given here is added to its header, or replaces what stood there.
 
@@ -209,7 +209,7 @@ def pushed_card(
         license: identifier such as `cc-by-4.0`.
         datasets: that the model was trained on, by their names on the Hub.
         results: of `walrus-hf evaluate`, for the section "Evaluation" and the `model-index`.
-        gif: a film of the folder, shown on top.
+        picture: a film or picture of the folder, shown on top.
     """
     card = ModelCard(text)
     data: Any = card.data
@@ -224,8 +224,8 @@ def pushed_card(
         data.model_name = repo_id.rpartition("/")[2]
         data.eval_results = evaluation_entries(results)
         body = _with_section(body, "Evaluation", evaluation_text(results))
-    if gif is not None and f"]({gif})" not in body:
-        shown = f"![A forecast of this model]({gif})\n"
+    if picture is not None and f"]({picture})" not in body:
+        shown = f"![A forecast of this model]({picture})\n"
         heading = re.search(r"^# .*\n", body, re.MULTILINE)
         place = heading.end() if heading else 0
         body = f"{body[:place]}\n{shown}{body[place:]}"

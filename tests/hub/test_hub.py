@@ -20,7 +20,8 @@ ROOT = Path(__file__).parents[2]
 def run(hub: LocalHub, folder: Path, *arguments: str, **changes: str) -> str:
     environment = {
         **os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1",
-        "HF_HOME": str(folder / "home"), "HF_HUB_DISABLE_PROGRESS_BARS": "1", **changes,
+        "HF_HOME": str(folder / "home"), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_TOKEN": "",
+        "NO_PROXY": "127.0.0.1,localhost", **changes,
     }  # fmt: skip
     command = [sys.executable, *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

@@ -105,6 +105,17 @@ def test_only_what_is_meant_to_be_shared_is_uploaded(folder):
     assert "LICENSE" in upload.files
 
 
+def test_a_film_is_shown_rather_than_a_picture_and_a_picture_rather_than_nothing(folder):
+    (folder / "whole" / "error_growth.png").write_bytes(b"PNG")
+    assert "](error_growth.png)" not in prepare_upload(folder / "whole", "lab/mine").card
+    (folder / "whole" / "forecast.png").write_bytes(b"PNG")
+    assert "# Walrus\n\n![A forecast of this model](forecast.png)" in prepare_upload(folder / "whole", "lab/mine").card
+    (folder / "whole" / "rollout.gif").write_bytes(b"GIF")
+    upload = prepare_upload(folder / "whole", "lab/mine")
+    assert "# Walrus\n\n![A forecast of this model](rollout.gif)" in upload.card
+    assert {"error_growth.png", "forecast.png", "rollout.gif"} <= set(upload.files)
+
+
 def test_an_adapter_is_uploaded_with_the_name_that_its_base_has_on_the_hub(folder):
     assert "[More Information Needed]" in (folder / "adapter" / "README.md").read_text()  # as PEFT leaves it
     upload = prepare_upload(folder / "adapter", "lab/adapter", base_model="lab/base")

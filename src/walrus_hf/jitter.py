@@ -190,14 +190,14 @@ def with_shifts(
     layer_shifts: Sequence[Sequence[int]] | None = None,
 ) -> TokenizationPlan:
     """The same plan with newly drawn shifts, or with the given ones; without jitter none are drawn."""
-    (patch_low, *_), (patch_high, layer_high, *_) = shift_ranges(plan)
+    low, high = shift_ranges(plan)
     if patch_shifts is None:
-        patch_shifts = [_draw(low, high, 1, generator)[0] for low, high in zip(patch_low, patch_high)]
+        patch_shifts = [_draw(a, b, 1, generator)[0] for a, b in zip(low[0], high[0])]
     else:
         patch_shifts = _check_patch_shifts(plan, patch_shifts)
-    layers = len(plan.layer_shifts)
     if layer_shifts is None:
-        layer_shifts = list(zip(*(_draw(0, high, layers, generator) for high in layer_high)))
+        rolls = high[-1] if plan.layer_shifts else (0, 0, 0)
+        layer_shifts = list(zip(*(_draw(0, most, len(plan.layer_shifts), generator) for most in rolls)))
     else:
         _check_layer_shifts(plan, layer_shifts)
     return dataclasses.replace(

@@ -297,7 +297,7 @@ def test_evaluate_compares_frames_of_the_same_time(pipe):
 
 def test_evaluate_takes_the_published_windows_that_fit(pipe):
     truth = simulation(40, (8, 8))
-    assert list(pipe.evaluate(truth, truth)["pressure"]) == ["1:1", "1:10", "11:30", "1:40"]
+    assert list(pipe.evaluate(truth, truth)["pressure"]) == ["1:1", "1:10", "11:30", "1:20", "1:40"]
     assert list(pipe.evaluate(truth, truth, windows=((2, 3),))["pressure"]) == ["2:3"]
 
 

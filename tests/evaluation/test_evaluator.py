@@ -221,6 +221,27 @@ def test_an_evaluation_goes_on_after_the_network_has_failed(pipe, runs, tmp_path
     assert counted["numbers"] == [1, 2]
 
 
+class Trained(Named):
+    """A baseline that has learnt something."""
+
+    def __init__(self, learnt):
+        super().__init__(persistence)
+        self.learnt = learnt
+
+    def fingerprint(self):
+        return self.learnt
+
+
+def test_a_baseline_that_was_trained_anew_is_another_evaluation(pipe, runs, tmp_path, counted):
+    counted["stop_after"] = 1
+    with pytest.raises(KilledError):
+        run(pipe, runs, tmp_path / "out", baselines={"mine": Trained("a")})
+    counted["stop_after"] = 99
+    with pytest.raises(FileExistsError, match="another evaluation"):
+        run(pipe, runs, tmp_path / "out", baselines={"mine": Trained("b")})
+    run(pipe, runs, tmp_path / "out", baselines={"mine": Trained("a")})
+
+
 def test_a_part_of_another_evaluation_is_not_continued(pipe, runs, tmp_path, counted):
     counted["stop_after"] = 1
     with pytest.raises(KilledError):

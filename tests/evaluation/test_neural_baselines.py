@@ -146,6 +146,7 @@ def test_the_seed_decides_the_weights_and_leaves_the_global_generator_alone():
     torch.manual_seed(5)
     state = torch.get_rng_state()
     one, same, other = (NeuralBaseline("fno", LAYOUT, 4, seed=seed, device="cpu") for seed in (1, 1, 2))
+    assert one.fingerprint() == same.fingerprint() != other.fingerprint()
     assert torch.equal(state, torch.get_rng_state())
     weights = [torch.cat([p.detach().abs().flatten() for p in b.network.parameters()]) for b in (one, same, other)]
     assert torch.equal(weights[0], weights[1])

@@ -87,7 +87,7 @@ def evaluate(
         name = Path(given).name
         if name in baselines:
             raise ValueError(f"--baseline: expected different names, found {name!r} twice; rename one of the folders")
-        baselines[name] = load_baseline(given)
+        baselines[name] = load_baseline(given, device)
     pipe = load_pipeline(model, revision, device, field_name)
     results = run(
         pipe, [*data, *(more_data or ())], output, settings, baselines, model_name=model, base_path=base_path,

@@ -24,7 +24,7 @@ from ..fields import Trajectory
 from ..pipeline_walrus import WalrusPipeline
 from .baselines import load_baseline
 from .folder import EvaluationFolder
-from .forecasters import Forecaster, Frame, WalrusForecaster, describe_model, predicted_frames
+from .forecasters import Forecaster, Frame, TrainedForecaster, WalrusForecaster, describe_model, predicted_frames
 from .kept_forecasts import KeptForecast
 from .protocol import GROUP, Protocol
 from .published import published_for
@@ -128,7 +128,8 @@ def evaluate(
 
 
 def _kind(baseline: Forecaster) -> str:
-    return f"{type(baseline).__module__}.{type(baseline).__qualname__}"
+    learnt = f" {baseline.fingerprint()}" if isinstance(baseline, TrainedForecaster) else ""
+    return f"{type(baseline).__module__}.{type(baseline).__qualname__}{learnt}"
 
 
 def _summary(scenario: EvaluatedScenario, folder: EvaluationFolder, protocol: Protocol) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -33,6 +33,14 @@ class Forecaster(Protocol):
         Raises:
             ValueError: this context cannot be forecast; counted as a failure at the first step.
         """
+
+
+@runtime_checkable
+class TrainedForecaster(Protocol):
+    """A forecaster that says what it was trained to, so that a resumed evaluation notices another training."""
+
+    def fingerprint(self) -> str:
+        """A digest of all that was learnt."""
 
 
 class WalrusForecaster:

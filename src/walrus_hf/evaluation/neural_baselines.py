@@ -25,7 +25,7 @@ from ..normalization import accurate, delta_scales, field_scales, per_channel
 from ..pipeline_walrus import usable_device
 from ..processing_walrus import WalrusProcessor
 from ..training.optim import make_optimizer, published_schedule
-from .baseline_folders import save_folder
+from .baseline_folders import digest, save_folder
 from .principal_components import check_context
 from .unet import UNet
 
@@ -368,6 +368,10 @@ class NeuralBaseline:
         settings = {**self.settings, "layout": dataclasses.asdict(self.network.layout)}
         weights = dict(self.network.named_parameters())
         save_folder(folder, self.name, settings, weights, self.processor, self.log, overwrite)
+
+    def fingerprint(self) -> str:
+        """A digest of the weights."""
+        return digest(dict(self.network.named_parameters()))
 
     @classmethod
     def restore(

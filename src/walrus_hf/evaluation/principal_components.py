@@ -14,7 +14,7 @@ from torch import Tensor
 from ..data.collator import collate
 from ..fields import Trajectory
 from ..processing_walrus import WalrusProcessor
-from .baseline_folders import save_folder
+from .baseline_folders import digest, save_folder
 
 # Singular values and spreads below this part of the largest one are noise of float32.
 RANK_TOLERANCE = 1e-6
@@ -127,6 +127,10 @@ class PrincipalComponents:
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in self.arrays.items()}
         settings = {"components": self.components, "frames": self.frames, "layout": self.layout}
         save_folder(folder, self.name, settings, tensors, self.processor, [], overwrite)
+
+    def fingerprint(self) -> str:
+        """A digest of what was fitted."""
+        return digest({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in self.arrays.items()})
 
     @classmethod
     def restore(

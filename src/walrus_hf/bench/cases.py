@@ -107,3 +107,12 @@ def spread(seconds: Sequence[float], prefix: str = "") -> dict[str, float]:
         f"{prefix}fastest": min(seconds),
         f"{prefix}slowest": max(seconds),
     }
+
+
+def both_sides(r: Mapping[str, float]) -> str:
+    """Seconds of our side and of the plain one, and their ratio, in words."""
+    return (
+        f"ours {r['seconds']:.3f} s ({r['fastest']:.3f}, {r['slowest']:.3f}), "
+        f"plain {r['plain_seconds']:.3f} s ({r['plain_fastest']:.3f}, {r['plain_slowest']:.3f}), "
+        f"plain / ours {r['ratio_median']:.2f} ({r['ratio_lowest']:.2f}, {r['ratio_highest']:.2f})"
+    )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..configuration_walrus import WalrusConfig
-from .cases import FIELDS, in_turn, make_sides, ratio, spread
+from .cases import FIELDS, both_sides, in_turn, make_sides, ratio, spread
 from .flops import forward_flops
 
 # Matrix products a round: about as long as a forward pass, since a CPU clocks a short burst higher than it can hold.
@@ -77,10 +77,7 @@ def measure_bfloat16(config: WalrusConfig, case: Mapping[str, Any], repeats: int
 
 def describe(r: Mapping[str, float]) -> str:
     return (
-        f"ours {r['seconds']:.3f} s ({r['fastest']:.3f}, {r['slowest']:.3f}), "
-        f"plain {r['plain_seconds']:.3f} s ({r['plain_fastest']:.3f}, {r['plain_slowest']:.3f}), "
-        f"plain / ours {r['ratio_median']:.2f} ({r['ratio_lowest']:.2f}, {r['ratio_highest']:.2f}); "
-        f"{r['done_gflop']:.4g} GFLOP done for {r['reference_gflop']:.4g} of the reference, "
+        f"{both_sides(r)}; {r['done_gflop']:.4g} GFLOP done for {r['reference_gflop']:.4g} of the reference, "
         f"peak {r['peak_gflops']:.0f} GFLOP/s, effective share {r['share']:.2f}, plain {r['plain_share']:.2f}; "
         f"last frames differ by {r['difference']:.1e} rms"
     )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..configuration_walrus import WalrusConfig
 from ..normalization import delta_scales, per_channel
-from .cases import Sides, in_turn, make_sides, ratio, spread
+from .cases import Sides, both_sides, in_turn, make_sides, ratio, spread
 
 LEARNING_RATE = 1e-12  # the weights of both sides stay what they are, so every round computes the same
 
@@ -60,9 +60,4 @@ def _gradient_norm(model: nn.Module) -> float:
 
 
 def describe(r: Mapping[str, float]) -> str:
-    return (
-        f"ours {r['seconds']:.3f} s ({r['fastest']:.3f}, {r['slowest']:.3f}), "
-        f"plain {r['plain_seconds']:.3f} s ({r['plain_fastest']:.3f}, {r['plain_slowest']:.3f}), "
-        f"plain / ours {r['ratio_median']:.2f} ({r['ratio_lowest']:.2f}, {r['ratio_highest']:.2f}); "
-        f"losses differ by {r['difference']:.1e}, gradient norms by {r['gradient_difference']:.1e}"
-    )
+    return f"{both_sides(r)}; losses differ by {r['difference']:.1e}, gradient norms by {r['gradient_difference']:.1e}"

@@ -155,7 +155,7 @@ class Tuning:
             self._validate()
         metrics = None if self.folder is None else MetricsFile(self.folder, progress.step, not hidden)
         bar = tqdm(total=given.max_steps, initial=progress.step, desc="fine-tune", unit="step", disable=hidden)
-        with bar, _signals(self.accelerator) as stop:
+        with bar, self._signals() as stop:
             while progress.step < given.max_steps and not self._is_over():
                 row = self._step(progress.step)
                 progress.step += 1
@@ -262,12 +262,11 @@ class Tuning:
         assert self.folder is not None
         save_checkpoint(self.accelerator, self.folder, self.progress.step, state, 1, self.best)
 
-
-@contextlib.contextmanager
-def _signals(accelerator: Accelerator) -> Iterator[StopSignal | None]:
-    """SIGTERM finishes the step and saves; only the main thread of a program can listen to it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield None
-        return
-    with StopSignal(accelerator) as stop:
-        yield stop
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[StopSignal | None]:
+        """SIGTERM finishes the step and saves, where there is a folder to save in; only the main thread can listen."""
+        if self.folder is None or threading.current_thread() is not threading.main_thread():
+            yield None
+            return
+        with StopSignal(self.accelerator) as stop:
+            yield stop

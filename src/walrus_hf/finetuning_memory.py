@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,17 +19,23 @@ from .jitter import TokenizationPlan
 from .modeling_walrus import WalrusForPrediction
 
 ADAM_STATES = 2
-# Python, torch, transformers and PEFT, resident before anything is loaded (Linux, CPU build of torch).
-LIBRARIES = 0.6 * 2**30
+# Python, torch, transformers, PEFT and what they load at the first step (Linux, CPU build of torch).
+LIBRARIES = 2**30
 
 
 class LiveBytes(TorchDispatchMode):
-    """Bytes of the storages that operations made inside the block: now, and at most."""
+    """Bytes of the storages that operations made inside the block: now, and at most.
 
-    def __init__(self) -> None:
+    Args:
+        others: tensors whose storages do not count, though operations give views of them.
+    """
+
+    def __init__(self, others: Iterable[torch.Tensor]) -> None:
         super().__init__()
         self.live = self.peak = 0
         self._known: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        for tensor in others:
+            self._known[tensor.untyped_storage()] = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -48,6 +55,14 @@ class LiveBytes(TorchDispatchMode):
 
     def _release(self, size: int) -> None:
         self.live -= size
+
+
+def _adapted(model: WalrusForPrediction, preset: str, rank: int) -> Any:
+    from peft import get_peft_model
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return get_peft_model(model, lora_config(preset, rank))
 
 
 def finetuning_bytes(
@@ -73,23 +88,27 @@ def finetuning_bytes(
     """
     grid = (batch_size, frames, channels, *plan.grid)
     ids = [i for i in range(config.vocab_size) if i not in config.flag_ids]
-    with FakeTensorMode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
+    with torch.device("meta"):
         model: Any = WalrusForPrediction(config)
-        if gradient_checkpointing:
+    if gradient_checkpointing:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        unreached = "planar" if plan.ndim == 3 else "volumetric"
-        if method == "lora":
-            from peft import get_peft_model
-
-            model = get_peft_model(model, lora_config(preset, rank))
-        elif method == "head":
-            model.requires_grad_(False)
-            model.decoder.requires_grad_(True)
-        if method != "lora":
-            for name, parameter in model.named_parameters():
-                if unreached in name.split("."):
-                    parameter.requires_grad_(False)
+    if method == "lora":
+        model = _adapted(model, preset, rank)
+    elif method == "head":
+        model.requires_grad_(False)
+        model.decoder.requires_grad_(True)
+    unreached = "planar" if plan.ndim == 3 else "volumetric"
+    for name, parameter in model.named_parameters():
+        if unreached in name.split("."):
+            parameter.requires_grad_(False)
+    with FakeTensorMode():
+        for module in model.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    data = torch.empty(parameter.shape, dtype=parameter.dtype)
+                    module._parameters[name] = torch.nn.Parameter(data, parameter.requires_grad)
         trained = [p for p in model.parameters() if p.requires_grad]
         gradients = sum(p.numel() * p.element_size() for p in trained)
         inputs = {
@@ -97,7 +116,7 @@ def finetuning_bytes(
             "field_ids": torch.tensor([[ids[i % len(ids)] for i in range(channels)]] * batch_size),
         }  # fmt: skip
         model.train()
-        with LiveBytes() as counter:
+        with LiveBytes(model.parameters()) as counter:
             model(**inputs, plan=plan).loss.backward()
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
     return {

@@ -39,6 +39,10 @@ def info(
     frames: Annotated[int | None, typer.Option(min=1, help="Input frames. Default: 6, for volumes 3.")] = None,
     channels: Annotated[int, typer.Option(min=1, help="Fields, each component of a vector counted.")] = 4,
     tokens_per_axis: Tokens = None,
+    finetune: Annotated[
+        str | None, typer.Option(help="Memory of a fine-tuning step on --grid too: lora, full or head.")
+    ] = None,
+    rank: Annotated[int, typer.Option(min=1, help="Of the adapter, for --finetune lora.")] = 16,
     revision: Revision = None,
     device: Device = None,
 ) -> None:
@@ -49,6 +53,8 @@ def info(
     from ..modeling_walrus import WalrusForPrediction
     from ..pipeline_walrus import check_model_type, processor_for, usable_device
 
+    if finetune is not None and (finetune not in ("lora", "full", "head") or grid is None):
+        raise ValueError(f"--finetune: expected lora, full or head, and a --grid, found {finetune!r} and {grid!r}")
     target = usable_device(device)
     config = WalrusConfig()
     if model is not None:
@@ -68,7 +74,10 @@ def info(
     )
     if plan is not None:
         typer.echo(f"\n{grid}: {plan}")
-        _print_costs(config, plan, frames or (3 if plan.ndim == 3 else 6), channels, parameters, target)
+        frames = frames or (3 if plan.ndim == 3 else 6)
+        _print_costs(config, plan, frames, channels, parameters, target)
+        if finetune is not None:
+            _print_finetuning(config, plan, frames, channels, finetune, rank)
 
 
 def _print_versions(device) -> None:
@@ -98,6 +107,19 @@ def _print_costs(config, plan, frames: int, channels: int, parameters: int, devi
         f"working memory {working / 2**30:.2f}\n"
         f"  about {total / rate / EFFICIENCY:.3g} s "
         f"at {100 * EFFICIENCY:.0f}% of this device's {rate / 1e9:,.0f} GFLOP/s"
+    )
+
+
+def _print_finetuning(config, plan, frames: int, channels: int, method: str, rank: int) -> None:
+    from ..finetuning_memory import LIBRARIES, finetuning_bytes
+
+    found = finetuning_bytes(config, plan, frames, channels, method, rank=rank)
+    trained = found.pop("trained")
+    parts = ", ".join(f"{part} {size / 2**30:.2f}" for part, size in found.items())
+    typer.echo(
+        f"one fine-tuning step ({method}, batch 1, gradient checkpointing), in float32:\n"
+        f"  {trained:,} parameters trained\n"
+        f"  about {(sum(found.values()) + LIBRARIES) / 2**30:.2f} GiB: {parts}, libraries {LIBRARIES / 2**30:.2f}"
     )
 
 

@@ -1,0 +1,330 @@
+"""`fit` returns a new pipeline that forecasts what was trained, saves and reloads it, and resumes where it stopped."""
+
+import json
+import os
+import shutil
+import signal
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from walrus_hf import Trajectory, WalrusPipeline, save_well
+from walrus_hf.data.statistics import RunningStatistics, write_stats
+from walrus_hf.finetuning import fit
+
+from .cli.conftest import simulation
+from .small_model import small_model
+
+pytest.importorskip("peft")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+
+NAMES = (
+    "closed_boundary",
+    "open_boundary",
+    "bias_correction",
+    "pressure",
+    "velocity_x",
+    "velocity_y",
+    "velocity_z",
+    "C",
+)
+QUICK = {"max_steps": 2, "frames": 3, "rollout_steps": 2, "learning_rate": 1e-2, "validation_batches": 2}
+
+
+def decaying(seed: int, frames: int = 10, grid=(16, 24), **kwargs) -> Trajectory:
+    """Smooth fields that fade by a third a frame: something that a few steps can learn."""
+    rng = np.random.default_rng(seed)
+    fade, x, y = 0.7 ** np.arange(frames), np.arange(grid[0]) / grid[0], np.arange(grid[1]) / grid[1]
+    waves = [np.outer(np.cos(2 * np.pi * x + a), np.cos(np.pi * y + b)) for a, b in rng.uniform(0, 6, (3, 2))]
+    pressure, velocity = fade[:, None, None] * waves[0], fade[:, None, None, None] * np.stack(waves[1:], -1)
+    sides = {"x": "periodic", "y": ("wall", "open")}
+    return Trajectory({"pressure": pressure, "velocity": velocity}, sides, name=f"decay_{seed}", **kwargs)
+
+
+RUNS = [decaying(seed) for seed in range(4)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("finetuning") / "base"
+    model = small_model(field2id={name: i for i, name in enumerate(NAMES)}, initializer_range=0.5, jitter=True)
+    WalrusPipeline(model).save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture
+def base(folder) -> WalrusPipeline:
+    return WalrusPipeline.from_pretrained(folder)
+
+
+def forecast(pipe: WalrusPipeline, given: Trajectory = RUNS[0], steps: int = 2, **kwargs) -> np.ndarray:
+    return pipe.predict(given, steps, seed=0, progress=False, **kwargs).fields["pressure"]
+
+
+def results(path) -> dict:
+    return json.loads((path / "results.json").read_text())
+
+
+@pytest.mark.parametrize(("method", "rate"), [("lora", 0.1), ("full", 0.01), ("head", 0.05)])
+def test_training_gives_a_better_model_that_is_saved_and_leaves_the_base_alone(base, tmp_path, method, rate):
+    before = {name: p.clone() for name, p in base.model.state_dict().items()}
+    tuned = fit(
+        base,
+        RUNS,
+        tmp_path / "out",
+        method=method,
+        **{**QUICK, "max_steps": 20, "validation_steps": 20, "learning_rate": rate},
+    )
+    assert all(torch.equal(p, before[name]) for name, p in base.model.state_dict().items())
+    assert all(p.requires_grad for p in base.model.parameters())
+    found = results(tmp_path / "out")
+    assert found["vrmse"]["after"] < 0.95 * found["vrmse"]["before"]
+    assert found["rollout_vrmse"]["after"][0] < found["rollout_vrmse"]["before"][0]
+    assert np.abs(forecast(tuned) - forecast(base)).max() > 1e-3
+    np.testing.assert_array_equal(forecast(WalrusPipeline.from_pretrained(tmp_path / "out")), forecast(tuned))
+    weights = {"lora": "adapter_model.safetensors"}.get(method, "model.safetensors")
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {weights, "README.md", "preprocessor_config.json", "metrics.jsonl"} <= written
+    assert not {"checkpoints", ".result"} & written
+    assert "decay_0" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_head_alone_is_trained_if_that_is_asked_for(base, tmp_path):
+    tuned = fit(base, RUNS, method="head", **QUICK)
+    changed = [n for n, p in tuned.model.named_parameters() if not torch.equal(p, base.model.get_parameter(n))]
+    assert changed
+    assert all(name.startswith("decoder.planar.") for name in changed), changed
+
+
+def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(folder, tmp_path, monkeypatch):
+    settings = {**QUICK, "max_steps": 4, "validation_steps": 2, "save_steps": 1, "gradient_accumulation_steps": 2}
+    whole = fit(folder, RUNS, tmp_path / "whole", **settings)
+    from walrus_hf import finetuning_loop
+
+    step = finetuning_loop.Tuning._step
+
+    def interrupted(self, number):
+        row = step(self, number)
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return row
+
+    monkeypatch.setattr(finetuning_loop.Tuning, "_step", interrupted)
+    fit(folder, RUNS, tmp_path / "cut", **settings)
+    assert not (tmp_path / "cut" / "results.json").exists()
+    assert list((tmp_path / "cut" / "checkpoints").glob("step-00000003"))
+    size = sum(file.stat().st_size for file in (tmp_path / "cut" / "checkpoints").rglob("model.safetensors"))
+    assert size < 0.5 * os.path.getsize(os.path.join(folder, "model.safetensors")), "the base does not belong in there"
+    monkeypatch.setattr(finetuning_loop.Tuning, "_step", step)
+    with pytest.raises(ValueError, match=r"learning_rate 0\.01, found other settings"):
+        fit(folder, RUNS, tmp_path / "cut", resume=True, **{**settings, "learning_rate": 0.5})
+    rest = fit(folder, RUNS, tmp_path / "cut", resume=True, **settings)
+    for (name, one), other in zip(whole.model.state_dict().items(), rest.model.state_dict().values()):
+        assert torch.equal(one, other), name
+    for what in ("validations", "rollout_vrmse", "best_step"):
+        assert results(tmp_path / "whole")[what] == results(tmp_path / "cut")[what]
+    rows = [(tmp_path / run / "metrics.jsonl").read_text().splitlines() for run in ("whole", "cut")]
+    assert [json.loads(row)["loss"] for row in rows[0]] == [json.loads(row)["loss"] for row in rows[1]]
+
+
+def test_without_progress_the_run_ends_early_with_the_best_weights(base, tmp_path):
+    settings = {**QUICK, "max_steps": 30, "validation_steps": 1, "patience": 2, "learning_rate": 30.0}
+    tuned = fit(base, RUNS, tmp_path / "out", method="full", **settings)
+    found = results(tmp_path / "out")
+    assert (found["steps"], found["best_step"]) == (2, 0)
+    for name, parameter in tuned.model.named_parameters():
+        assert torch.equal(parameter, base.model.get_parameter(name)), name
+
+
+def test_a_new_field_is_trained_beside_the_adapter_and_old_columns_stay(folder, base, tmp_path):
+    runs = [
+        Trajectory({**run.fields, "smoke": run.fields["pressure"][:, ::-1].copy()}, run.boundary_conditions)
+        for run in RUNS
+    ]
+    tuned = fit(folder, runs, tmp_path / "out", new_fields={"smoke": "pressure"}, preset="attention-mlp", **QUICK)
+    loaded = WalrusPipeline.from_pretrained(tmp_path / "out")
+    for pipe in (tuned, loaded):
+        given = pipe.predict(runs[0], 2, seed=0, progress=False)
+        assert given.fields["smoke"].shape == (2, 16, 24)
+    np.testing.assert_array_equal(forecast(loaded, runs[0]), forecast(tuned, runs[0]))
+    from safetensors.torch import load_file
+
+    stored = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    columns = {name: tensor for name, tensor in stored.items() if "lora_" not in name}
+    assert all("new_columns" in name for name in columns), list(columns)
+    assert {tensor.shape[1] for name, tensor in columns.items() if name.endswith("weight")} == {1}
+    trained = [name for name in columns if "planar" in name]
+    like = small_columns(base, trained)
+    assert any(not torch.allclose(columns[name], like[name], atol=1e-6) for name in trained)
+    merged = loaded.merge_adapter()
+    np.testing.assert_allclose(forecast(merged, runs[0]), forecast(tuned, runs[0]), rtol=1e-4, atol=1e-4)
+    merged.save_pretrained(tmp_path / "merged")
+    again = WalrusPipeline.from_pretrained(tmp_path / "merged")
+    np.testing.assert_array_equal(forecast(again, runs[0]), forecast(merged, runs[0]))
+    assert again.model.config.num_separate_fields == 0
+
+
+def small_columns(base: WalrusPipeline, names: list[str]) -> dict[str, torch.Tensor]:
+    """What the columns of a field like the pressure start as."""
+    scale = ((len(NAMES) - 3) / (len(NAMES) - 2)) ** 0.5
+    found = {}
+    for name in names:
+        plain = name.removeprefix("base_model.model.").replace("new_columns.", "")
+        tensor = base.model.get_parameter(plain)
+        found[name] = tensor[3:4] if tensor.ndim == 1 else tensor[:, 3:4] * (scale if "embeddings" in name else 1.0)
+    return found
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_rotary_frequencies_and_absolute_positions_are_learnt_saved_and_loaded(folder, tmp_path, method):
+    tuned = fit(
+        folder, RUNS, tmp_path / "out", method=method, rope_learnable="per_axis", absolute_position=True, **QUICK
+    )
+    assert tuned.model.config.rope_learnable == "per_axis"
+    parameters = {name: p for name, p in tuned.model.named_parameters() if p.requires_grad}
+    assert any("rotary_frequencies" in name for name in parameters)
+    assert any("absolute_position" in name for name in parameters)
+    loaded = WalrusPipeline.from_pretrained(tmp_path / "out")
+    np.testing.assert_array_equal(forecast(loaded), forecast(tuned))
+
+
+def test_global_scales_are_measured_at_the_stride_stored_and_used(folder, tmp_path):
+    tuned = fit(folder, RUNS, tmp_path / "out", normalization="global", frame_stride=2, **QUICK)
+    scales = WalrusPipeline.from_pretrained(tmp_path / "out").processor.global_scales
+    seen = np.stack([run.fields["pressure"] for run in RUNS[:3]])
+    assert scales["rms"]["pressure"] == pytest.approx(np.sqrt((seen**2).mean()), rel=1e-5)
+    changes = seen[:, 2:] - seen[:, :-2]
+    assert scales["rms_delta"]["pressure"] == pytest.approx(np.sqrt((changes**2).mean()), rel=1e-5)
+    assert len(scales["rms_delta"]["velocity"]) == 2
+    faint = RUNS[0].frames(0)
+    faint.fields = {name: 1e-3 * values for name, values in faint.fields.items()}
+    apart = np.abs(forecast(tuned, faint, 1, frame_stride=2) - faint.fields["pressure"][-1]).max()
+    assert apart > 1e-3, "changes are in units of the data, not of the given frames"
+
+
+def test_scales_come_from_a_stats_file_too(folder, tmp_path):
+    statistics = RunningStatistics(2)
+    statistics.add_trajectory_part(RUNS[0].fields)
+    file = write_stats(statistics.as_stats(), tmp_path / "stats.yaml")
+    tuned = fit(folder, RUNS, normalization=str(file), **QUICK)
+    assert tuned.processor.global_scales["rms"]["pressure"] == pytest.approx(statistics.as_stats()["rms"]["pressure"])
+    with pytest.raises(ValueError, match="take 'global'"):
+        fit(folder, RUNS, normalization=str(file), frame_stride=2, **QUICK)
+    with pytest.raises(ValueError, match=r"expected 'sample', 'global' or the path of a stats.yaml, found 'gone.yaml'"):
+        fit(folder, RUNS, normalization="gone.yaml", **QUICK)
+
+
+def test_two_frames_a_stride_and_obstacles_work_in_training_and_in_forecasts(folder):
+    mask = np.zeros((16, 24), dtype=bool)
+    mask[4:8, 6:12] = True
+    runs = [decaying(seed, obstacle_mask=mask) for seed in range(3)]
+    tuned = fit(folder, runs, **{**QUICK, "frames": 2, "frame_stride": 3})
+    assert tuned.processor.context_frames == 2
+    found = tuned.predict(runs[0], 2, seed=0, progress=False, frame_stride=3)
+    assert (found.dt, found.num_frames) == (3.0, 2)
+    assert np.all(found.fields["pressure"][:, mask] == 0)
+    long = decaying(0, 20, obstacle_mask=mask)
+    assert tuned.evaluate(tuned.predict(long.frames(0, 10), 3, seed=0, frame_stride=3, progress=False), long)
+
+
+def test_a_nan_stops_the_run_with_its_file_and_place(folder, tmp_path):
+    runs = [simulation(seed=seed) for seed in range(3)]
+    runs[1].fields["pressure"][7, 3, 3] = np.nan
+    with pytest.raises(ValueError, match=r"trajectory 1, window of frames \d+ to \d+: field 'pressure', frame"):
+        fit(folder, runs, **{**QUICK, "max_steps": 30})
+    import h5py
+
+    file = save_well([simulation(seed=seed) for seed in range(3)], tmp_path / "bad.hdf5")
+    with h5py.File(file, "r+") as opened:
+        opened["t0_fields/pressure"][1, 7, 3, 3] = np.nan
+    with pytest.raises(ValueError, match=r"bad.hdf5, trajectory 1"):
+        fit(folder, file, **{**QUICK, "max_steps": 30})
+
+
+def test_unknown_fields_are_all_named_with_near_ones_and_the_remedy(folder):
+    run = Trajectory({"presure": np.ones((8, 16, 16)), "wind": np.ones((8, 16, 16, 2))}, {"x": "open", "y": "open"})
+    with pytest.raises(ValueError, match=r"'presure' \(perhaps 'pressure'\); 'wind'") as error:
+        fit(folder, [run, run], **QUICK)
+    assert "--field-name presure=NAME" in str(error.value)
+    assert "--new-field presure" in str(error.value)
+    named = {"presure": "pressure", "wind": "velocity"}
+    moving = [
+        Trajectory({"presure": r.fields["pressure"], "wind": r.fields["velocity"]}, r.boundary_conditions) for r in RUNS
+    ]
+    assert fit(folder, moving, field_names=named, **QUICK).processor.field_names == named
+
+
+REFUSED = {
+    "a method": ({"method": "magic"}, "method: expected one of lora, full, head"),
+    "a preset": ({"preset": "nose"}, "preset: expected one of attention"),
+    "one frame": ({"frames": 1}, "frames: expected at least 2, found 1"),
+    "too many frames": ({"frames": 12}, "expected at least 13 frames for 12 input frames 1 apart"),
+    "four bits without a GPU": ({"quantization": "4bit"}, "quantization: expected"),
+    "eight bits without a GPU": ({"optimizer": "adamw-8bit"}, "optimizer: expected a GPU"),
+    "a new field that is not there": ({"new_fields": {"soot": None}}, r"new_fields: expected fields of the data"),
+    "a like that is not known": ({"new_fields": {"pressure": "x"}, "field_names": {"pressure": "p"}}, "like: expected"),
+}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="refusals of a machine without a GPU")
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_makes_no_sense_is_refused_before_training(base, case):
+    settings, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        fit(base, RUNS, **{**QUICK, **settings})
+
+
+def test_an_output_folder_with_something_in_it_is_kept(folder, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    for settings in ({}, {"overwrite": True}):
+        with pytest.raises(FileExistsError, match="found"):
+            fit(folder, RUNS, tmp_path, **settings, **QUICK)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_a_base_that_was_loaded_from_nowhere_cannot_be_named_by_an_adapter(tmp_path):
+    model = small_model(field2id={name: i for i, name in enumerate(NAMES)})
+    with pytest.raises(ValueError, match="save it with save_pretrained and load it"):
+        fit(model, RUNS, tmp_path / "out", **QUICK)
+    assert isinstance(fit(model, RUNS, **QUICK), WalrusPipeline)
+
+
+def test_a_single_trajectory_is_split_in_time(folder):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert fit(folder, decaying(0, 24), **QUICK).processor.context_frames == 3
+    with pytest.raises(ValueError, match="give other data to validate on"):
+        fit(folder, decaying(0, 6), **QUICK)
+
+
+def test_an_adapter_of_another_base_is_refused_by_its_fingerprint(folder, tmp_path):
+    fit(folder, RUNS, tmp_path / "out", **QUICK)
+    shutil.copytree(folder, tmp_path / "other")
+    other = small_model(seed=5, field2id={name: i for i, name in enumerate(NAMES)}, initializer_range=0.5)
+    other.save_pretrained(tmp_path / "other")
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == folder
+    config["base_model_name_or_path"] = str(tmp_path / "other")
+    (tmp_path / "out" / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"found another one in .*other \(other values in"):
+        WalrusPipeline.from_pretrained(tmp_path / "out")
+
+
+def test_adapters_stand_side_by_side_and_are_switched_per_call(folder, base, tmp_path):
+    for name, seed in (("one", 1), ("two", 2)):
+        fit(folder, RUNS, tmp_path / name, seed=seed, **{**QUICK, "frames": 2 + seed})
+    pipe = WalrusPipeline.from_pretrained(folder)
+    for name in ("one", "two"):
+        pipe.load_adapter(tmp_path / name, name)
+    alone = {name: forecast(WalrusPipeline.from_pretrained(tmp_path / name)) for name in ("one", "two")}
+    for name in ("two", "one", "two"):
+        np.testing.assert_array_equal(forecast(pipe, adapter=name), alone[name])
+    assert np.abs(alone["one"] - alone["two"]).max() > 1e-5
+    np.testing.assert_array_equal(forecast(pipe, adapter="base"), forecast(base))
+    np.testing.assert_array_equal(forecast(pipe), alone["one"])  # the first one is active
+    with pytest.raises(ValueError, match="expected one of base, one, two, found 'three'"):
+        forecast(pipe, adapter="three")
+    with pytest.raises(ValueError, match="expected one that is not taken"):
+        pipe.load_adapter(tmp_path / "one", "two")

@@ -1,0 +1,120 @@
+"""Simulations of every format give the same windows, and the parts for training and validation share no frame."""
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from walrus_hf import Trajectory, WalrusProcessor, save_well
+from walrus_hf.finetuning_data import epoch_order, has_split, open_data, split_windows
+
+from .cli.conftest import simulation
+from .data.wells import write_source
+
+RUNS = [simulation(frames=9, seed=seed, grid=(16, 24)) for seed in range(3)]
+WELL_SIZED = [{name: values.astype(np.float32) for name, values in run.fields.items()} for run in RUNS]
+
+
+def as_well(folder):
+    return save_well(RUNS, folder / "runs.hdf5")
+
+
+def as_netcdf(folder):
+    pytest.importorskip("xarray")
+    pytest.importorskip("netCDF4")
+    from walrus_hf import to_xarray
+
+    for number, run in enumerate(RUNS):
+        to_xarray(run).to_netcdf(folder / f"{number}.nc")
+    return folder
+
+
+def as_npy(folder):
+    fields = {name: f"{name}.npy" for name in RUNS[0].fields}
+    for name, file in fields.items():
+        np.save(folder / file, np.stack([run.fields[name] for run in RUNS]))
+    sides = {"x": "periodic", "y": ["wall", "open"]}
+    text = yaml.safe_dump({"fields": fields, "axes": ["x", "y"], "boundary_conditions": sides, "dt": 0.5})
+    (folder / "runs.yaml").write_text(text)
+    return folder / "runs.yaml"
+
+
+@pytest.mark.parametrize("write", [as_well, as_netcdf, as_npy], ids=["The Well", "netCDF", "npy and YAML"])
+def test_every_format_gives_the_same_windows_and_trajectories(tmp_path, write):
+    processor = WalrusProcessor()
+    expected = open_data(RUNS).windows(3, 2, processor)
+    found = open_data(write(tmp_path)).windows(3, 2, processor)
+    np.testing.assert_array_equal(found.rows, expected.rows)
+    assert len(found.rows) == 3 * (9 - 6)
+    for numbers in ([0, 8], [4]):
+        inputs, others = found.read(numbers), expected.read(numbers)
+        assert set(inputs) == set(others)
+        assert inputs["field_values"].shape == (len(numbers), 3, 4, 16, 24, 1)
+        for name, tensor in inputs.items():
+            torch.testing.assert_close(tensor, others[name], rtol=1e-6, atol=1e-6)
+    for name, values in WELL_SIZED[2].items():
+        np.testing.assert_allclose(found.trajectory(2).fields[name], values, rtol=1e-6)
+
+
+def test_a_window_holds_the_frames_of_its_stride_and_the_one_after_them():
+    run = Trajectory({"pressure": np.arange(9.0)[:, None, None] * np.ones((16, 16))}, {"x": "open", "y": "open"})
+    inputs = open_data(run).windows(3, 2, WalrusProcessor()).read([1])
+    assert inputs["field_values"][0, :, 0, 0, 0, 0].tolist() == [1, 3, 5]
+    assert inputs["labels"][0, :, 0, 0, 0, 0].tolist() == [3, 5, 7]
+
+
+def test_whole_trajectories_are_held_out_where_there_are_several():
+    windows = open_data(RUNS).windows(3, 1, WalrusProcessor())
+    trained, held = split_windows(windows)
+    assert set(windows.rows[trained, 0].tolist()) == {0, 1}
+    assert set(windows.rows[held, 0].tolist()) == {2}
+    assert len(trained) + len(held) == len(windows.rows)
+
+
+def test_of_one_trajectory_the_end_is_held_out_and_no_frame_is_in_both_parts():
+    windows = open_data(simulation(frames=30)).windows(3, 1, WalrusProcessor())
+    trained, held = (windows.rows[numbers, 1] for numbers in split_windows(windows))
+    assert trained.max() + windows.span < held.min()
+    assert held.max() + windows.span == 29
+
+
+def test_a_folder_with_a_validation_split_is_known_as_such(tmp_path):
+    write_source(tmp_path / "both", 1, 1, 8)
+    assert not has_split(str(tmp_path / "both"), "valid")
+    write_source(tmp_path / "both", 1, 1, 8, first_seed=9, split="valid")
+    assert has_split(str(tmp_path / "both"), "valid")
+    assert not has_split(RUNS, "valid")
+
+
+def test_every_window_comes_once_an_epoch_in_an_order_of_its_own():
+    orders = [epoch_order(seed, epoch, 20) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    assert all(sorted(order.tolist()) == list(range(20)) for order in orders)
+    assert len({tuple(order.tolist()) for order in orders}) == 3
+    assert epoch_order(0, 1, 20).tolist() == orders[1].tolist()
+
+
+DAMAGE = {
+    "no axes": (lambda s: s.pop("axes"), "expected fields, axes, boundary_conditions"),
+    "a missing file": (lambda s: s["fields"].update(pressure="gone.npy"), "expected the array .*gone.npy"),
+    "an unknown key": (lambda s: s.update(fps=3), "found .*'fps'"),
+    "too few axes": (lambda s: s.update(axes=["x"], boundary_conditions={"x": "open"}), "give a single trajectory as"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_description_that_does_not_fit_is_refused_with_its_name(tmp_path, damage):
+    path = as_npy(tmp_path)
+    settings = yaml.safe_load(path.read_text())
+    spoil, message = DAMAGE[damage]
+    spoil(settings)
+    path.write_text(yaml.safe_dump(settings))
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        open_data(path)
+    assert "runs.yaml" in str(error.value)
+
+
+def test_trajectories_of_different_kinds_are_refused():
+    with pytest.raises(
+        ValueError, match="trajectory 1: expected the fields, axes, grid and boundaries of trajectory 0"
+    ):
+        open_data([RUNS[0], simulation(frames=9, grid=(16, 16))])

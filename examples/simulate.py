@@ -1,18 +1,66 @@
-"""Write the four small simulations of examples/configs/tiny.yaml: python examples/simulate.py runs/simulated"""
+"""Write the simulations that the recipes in examples/configs are for.
 
-import sys
+    python examples/simulate.py runs/simulated               # configs/tiny.yaml: four scenarios, a minute
+    python examples/simulate.py runs/nano --recipe nano      # configs/nano.yaml: eleven, an hour on one core, 3.5 GB
+    python examples/simulate.py runs/simulated-tiny --tiny   # does it run?
+
+What is there already is left alone, so the same command goes on after a stop.
+"""
+
+import argparse
 
 from walrus_hf.data.simulate import write_simulations
 
-PARAMETERS = {
-    "wave": {"grid": (64, 48)},
-    "shear_flow": {"grid": (64, 48)},
+# name -> parameters of each variant, which becomes a source of its own
+TINY = {
+    "wave": [{"grid": (64, 48)}],
+    "shear_flow": [{"grid": (64, 48)}],
     # Coarse volumes: frames half as far apart as usual, so that a cell's neighbourhood tells what comes next.
-    "advection_diffusion_3d": {"grid": (16, 16, 16), "dt": 0.015},
-    "turbulence_3d": {"grid": (16, 16, 16), "dt": 0.025},
+    "advection_diffusion_3d": [{"grid": (16, 16, 16), "dt": 0.015}],
+    "turbulence_3d": [{"grid": (16, 16, 16), "dt": 0.025}],
+}
+PLANES, VOLUMES = ((64, 64), (64, 48), (48, 80)), ((16, 16, 16), (24, 16, 16), (20, 24, 16))
+LAYERS = ((64, 32), (80, 32), (64, 48))
+NANO = {
+    "acoustic_scattering": (PLANES, {}, {"dt": 0.008}, {"dt": 0.013}),
+    "advection_diffusion_3d": (VOLUMES, {}, {"diffusivity": 0.0008}, {"diffusivity": 0.003}),
+    "burgers": (PLANES, {}, {"viscosity": 0.002}, {"viscosity": 0.006}),
+    "euler_multi_quadrants_open": (PLANES, {}, {"gamma": 1.3}, {"gamma": 1.6667}),
+    "euler_multi_quadrants_periodic": (PLANES, {}, {"gamma": 1.3}, {"gamma": 1.6667}),
+    "gray_scott": (PLANES, {}, {"dt": 7.0}, {"dt": 14.0}),
+    "kolmogorov_flow": (PLANES, {}, {"viscosity": 0.0009}, {"viscosity": 0.003, "drag": 0.05}),
+    "rayleigh_benard": (LAYERS, {}, {"dt": 0.2}, {"dt": 0.3}),
+    "shear_flow": (PLANES, {}, {"viscosity": 0.0004}, {"viscosity": 0.0015}),
+    "turbulence_3d": (VOLUMES, {}, {"viscosity": 0.0015}, {"viscosity": 0.004}),
+    "wave": (PLANES, {}, {"dt": 0.007}, {"dt": 0.015}),
 }
 
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", help="folder: sources are OUTPUT/<name>, or OUTPUT/<variant>/<name>")
+    parser.add_argument("--recipe", choices=("tiny", "nano"), default="tiny")
+    parser.add_argument("--tiny", action="store_true", help="two short trajectories on small grids")
+    arguments = parser.parse_args()
+    if arguments.tiny:
+        write("wave", arguments.output, {"train": 2}, 0, {"grid": (24, 16), "frames": 12})
+    elif arguments.recipe == "tiny":
+        for name, (parameters,) in TINY.items():
+            write(name, arguments.output, {"train": 12, "valid": 2}, 0, parameters)
+    else:
+        for name, (grids, *variants) in NANO.items():
+            for number, (grid, parameters) in enumerate(zip(grids, variants, strict=True)):
+                folder, counts = f"{arguments.output}/{number}", {"train": 16, "valid": 2, "test": 4}
+                write(name, folder, counts, number, {"grid": grid, "frames": 96, **parameters})
+
+
+def write(name: str, folder: str, counts: dict, seed: int, parameters: dict) -> None:
+    for split, trajectories in counts.items():
+        try:
+            write_simulations(name, folder, trajectories, seed, split, progress=True, **parameters)
+        except FileExistsError as error:
+            print(error)
+
+
 if __name__ == "__main__":
-    for name, parameters in PARAMETERS.items():
-        for split, trajectories in (("train", 12), ("valid", 2)):
-            write_simulations(name, sys.argv[1], trajectories, split=split, **parameters)
+    main()

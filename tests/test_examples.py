@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from walrus_hf import load_well
+from walrus_hf import WalrusForPrediction, load_well
+from walrus_hf.training.arguments import PretrainingArguments, read_recipe
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -44,3 +45,20 @@ def test_every_example_is_short_and_opens_with_its_commands(path):
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 120
     assert f"examples/{path.name}" in (ast.get_docstring(ast.parse(text)) or "")
+
+
+def test_simulations_of_a_recipe_are_written_once(monkeypatch, tmp_path, capsys):
+    run(monkeypatch, "simulate.py", tmp_path)
+    (file,) = (tmp_path / "wave" / "data" / "train").iterdir()
+    written = file.stat().st_mtime_ns
+    run(monkeypatch, "simulate.py", tmp_path)
+    assert file.stat().st_mtime_ns == written
+    assert "expected no file, found one" in capsys.readouterr().out
+
+
+def test_the_recipe_of_walrus_nano_reads_what_is_simulated_for_it():
+    recipe = read_recipe(EXAMPLES / "configs" / "nano.yaml")
+    simulated = runpy.run_path(str(EXAMPLES / "simulate.py"))["NANO"]
+    assert recipe["sources"] == [f"runs/nano/data/{n}/{name}" for name in simulated for n in range(3)]
+    model = WalrusForPrediction(PretrainingArguments(**recipe).config())
+    assert 2e6 < sum(parameter.numel() for parameter in model.parameters()) < 6e6

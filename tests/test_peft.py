@@ -3,19 +3,25 @@
 import pytest
 import torch
 
-from walrus_hf import WalrusForPrediction
+from walrus_hf import WalrusConfig, WalrusForPrediction, WalrusProcessor
+from walrus_hf.adapter_files import difference, fingerprint
+from walrus_hf.adapters import PRESETS, add_fields, lora_config
+from walrus_hf.pipeline_walrus import processor_for
 
-from .small_model import PLANE, VOLUME, small_inputs, small_model
+from .small_model import NAMES, PLANE, VOLUME, WALL_OPEN, small_inputs, small_model
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore:grid .* is outside the published stride table")
 
 SETTINGS = {
-    "q and v": {"target_modules": ["q_proj", "v_proj"]},
     "all linear": {"target_modules": "all-linear"},
     "DoRA": {"target_modules": "all-linear", "use_dora": True},
-    "with decoder": {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["decoder"]},
-}
+    "rsLoRA with ranks": {
+        "target_modules": ["q_proj", "v_proj"], "use_rslora": True, "rank_pattern": {"time_attention.q_proj": 2},
+    },
+    "attention and decoder": {**PRESETS["attention"], "modules_to_save": ["decoder"]},
+    "MLP and encoders": {**PRESETS["mlp"], "modules_to_save": ["embeddings"], "rank_pattern": {"down_proj": 1}},
+}  # fmt: skip
 every_setting = pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 
 
@@ -108,3 +114,96 @@ def test_the_adapter_interface_of_transformers_works_too(folder, tmp_path):
     torch.testing.assert_close(fresh(**batch).prediction, expected)
     fresh.disable_adapters()
     torch.testing.assert_close(fresh(**batch).prediction, before)
+
+
+@pytest.mark.parametrize("module", ["decoder", "embeddings"])
+def test_one_batch_gives_every_parameter_of_a_saved_module_a_gradient(folder, module):
+    """PEFT's own helper for training asks for one; a batch of planes does not reach the end of volumes."""
+    model = adapted(folder, {"target_modules": ["q_proj"], "modules_to_save": [module]})
+    for batch in (small_inputs(PLANE), small_inputs(VOLUME)):
+        model.zero_grad()
+        model(**batch).prediction.square().mean().backward()
+        without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+        assert without == []
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_small_at_the_published_geometry(preset):
+    with torch.device("meta"):
+        base = WalrusForPrediction(WalrusConfig())
+        size = sum(p.numel() for p in base.parameters())
+        model = peft.get_peft_model(base, lora_config(preset))
+    adapter = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert 0.005 * size < adapter <= 0.02 * size
+
+
+def test_presets_take_ranks_and_other_settings():
+    config = lora_config("attention_mlp", rank=4, lora_dropout=0.1)
+    assert (config.r, config.lora_alpha, config.lora_dropout) == (4, 8, 0.1)
+    assert config.target_modules == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    with pytest.raises(ValueError, match="preset: expected one of attention, mlp"):
+        lora_config("nose")
+
+
+@pytest.mark.parametrize("like", [None, "b"])
+@pytest.mark.parametrize("with_adapter", [False, True])
+def test_new_fields_leave_old_forecasts_as_they_were(folder, like, with_adapter):
+    settings = {"target_modules": ["q_proj"], "modules_to_save": ["decoder"]}
+    model = adapted(folder, settings) if with_adapter else WalrusForPrediction.from_pretrained(folder)
+    processor = processor_for(model.config)
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    grown, settings_after = add_fields(model, processor, ["soot", "ash"], like=like)
+    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+    assert processor.field2id.keys() == model.config.field2id.keys()
+    assert (settings_after.field2id["ash"], grown.config.vocab_size) == (13, 14)
+    for batch in (small_inputs(PLANE, sides=WALL_OPEN), small_inputs(VOLUME)):
+        with torch.no_grad():
+            torch.testing.assert_close(grown(**batch).prediction, model(**batch).prediction, atol=2e-6, rtol=2e-6)
+            new = {**batch, "field_ids": torch.tensor([[12, 7, 13]] * 2)}
+            if like is None:  # what is not known yet does not change
+                assert torch.equal(grown(**new).delta[:, :, 0], torch.zeros_like(batch["field_values"][:, :, 0]))
+            else:
+                old = {**batch, "field_ids": torch.tensor([[4, 7, 4]] * 2)}
+                torch.testing.assert_close(grown(**new).prediction, model(**old).prediction, atol=2e-6, rtol=2e-6)
+
+
+def test_the_columns_of_new_fields_follow_the_published_rule(folder, tmp_path):
+    model = WalrusForPrediction.from_pretrained(folder)
+    grown, processor = add_fields(model, processor_for(model.config), ["soot"], like="a")
+    old, new = (m.model.embeddings.planar.proj1.weight for m in (model, grown))
+    names = model.config.field2id
+    for name, i in names.items():
+        factor = 1.0 if name in ("closed_boundary", "open_boundary") else (9 / 10) ** 0.5
+        torch.testing.assert_close(new[:, i], old[:, i] * factor)
+    grown.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded, batch = WalrusForPrediction.from_pretrained(tmp_path), small_inputs()
+    torch.testing.assert_close(loaded(**batch).prediction, grown(**batch).prediction)
+    assert WalrusProcessor.from_pretrained(tmp_path).field2id["soot"] == 12
+
+
+@pytest.mark.parametrize(
+    ("names", "like", "message"),
+    [
+        (["a"], None, "expected names that the model does not know, found a"),
+        ([], None, "at least one new field"),
+        (["x", "x"], None, "each once"),
+        (["x"], "bias_correction", "expected for 'x' a field that the model knows"),
+    ],
+)
+def test_new_fields_that_make_no_sense_are_refused(names, like, message):
+    model = small_model()
+    with pytest.raises(ValueError, match=message):
+        add_fields(model, processor_for(model.config), names, like)
+
+
+def test_a_fingerprint_knows_a_model_in_any_precision_and_no_other(folder):
+    expected = fingerprint(WalrusForPrediction.from_pretrained(folder))
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert difference(expected, fingerprint(WalrusForPrediction.from_pretrained(folder, dtype=dtype))) is None
+    assert "other values in model.embeddings" in difference(expected, fingerprint(small_model(seed=7)))
+    assert "num_hidden_layers 2 expected, 3 found" in difference(
+        expected, fingerprint(small_model(num_hidden_layers=3))
+    )
+    renamed = small_model(field2id={name: i for i, name in enumerate(("p", *NAMES[1:], "closed_boundary"))})
+    assert "field2id" in difference(expected, fingerprint(renamed))

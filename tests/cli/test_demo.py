@@ -59,7 +59,6 @@ def test_the_demo_simulates_trains_forecasts_and_draws(tmp_path):
         assert (tmp_path / "demo" / name).stat().st_size > 1000
     rows = read_metrics(tmp_path / "demo")
     assert {name for row in rows for name in row["losses"]} <= {"shear_flow", "gray_scott"}
-    assert rows[-1]["learning_rate"] < rows[len(rows) // 3]["learning_rate"]
     assert "pretrain: 100%" in done.stderr  # the progress bar
     assert "scenario=" in done.stderr
     assert "VRMSE of unseen trajectories by lead time" in done.stdout

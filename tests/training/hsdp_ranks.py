@@ -57,8 +57,7 @@ def first_gradients(folder, report):
         return read(self, descriptor)
 
     save("apart", **plane_and_volume(data))
-    save("checkpointed", gradient_checkpointing=True)
-    save("clipped", max_grad_norm=0.01)
+    save("clipped", max_grad_norm=0.01, gradient_checkpointing=True)
     loop.train_step = counted
     loop.micro_batch_cost = lambda geometry, *_, **__: 3.0 if geometry.grid == GRIDS["deep"] else 1.0
     save("unequal", mode="variable")

@@ -133,7 +133,7 @@ def test_a_run_with_a_time_limit_ends_cooled_down_when_the_time_is_over(folder, 
     monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
     quick = {
         "max_steps": 1_000_000,
-        "max_seconds": 90.0,
+        "max_seconds": 60.0,
         "validation_steps": 0,
         "save_steps": 10,
         "keep_checkpoints": 9,
@@ -141,10 +141,10 @@ def test_a_run_with_a_time_limit_ends_cooled_down_when_the_time_is_over(folder, 
     }
     assert loop.pretrain(settings(folder / "data", tmp_path, **quick)) == tmp_path / "model"
     rows = read_metrics(tmp_path)
-    assert 20 < len(rows) < 40
+    assert 12 < len(rows) < 30
     rates = [row["learning_rate"] for row in rows]
     assert rates[0] == 1e-3 * published_schedule(0, 100)
-    assert max(rates) == pytest.approx(1e-3, rel=0.1)
+    assert 5 * rates[0] < max(rates) <= 1e-3
     assert rates[-1] < 0.15 * max(rates)
     (last,) = (tmp_path / "metrics.jsonl").read_text().splitlines()[-1:]
     assert json.loads(last)["step"] == len(rows)
@@ -155,7 +155,7 @@ def test_a_run_with_a_time_limit_ends_cooled_down_when_the_time_is_over(folder, 
     resumed = settings(folder / "data", tmp_path / "resumed", resume_from_checkpoint=str(earlier), **quick)
     loop.pretrain(resumed)
     first = read_metrics(tmp_path / "resumed")[0]
-    assert 0 < seconds < 90
+    assert 0 < seconds < 60
     assert first["learning_rate"] == pytest.approx(rates[10], rel=0.2)
 
 

@@ -145,7 +145,7 @@ def test_a_run_with_a_time_limit_ends_cooled_down_when_the_time_is_over(folder, 
     rates = [row["learning_rate"] for row in rows]
     assert rates[0] == 1e-3 * published_schedule(0, 100)
     assert 5 * rates[0] < max(rates) <= 1e-3
-    assert rates[-1] < 0.15 * max(rates)
+    assert rates[-1] < 0.25 * max(rates)
     (last,) = (tmp_path / "metrics.jsonl").read_text().splitlines()[-1:]
     assert json.loads(last)["step"] == len(rows)
     assert f"{len(rows)} optimiser steps" in (tmp_path / "model" / "README.md").read_text()

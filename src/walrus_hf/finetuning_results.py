@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +130,7 @@ def read_results(folder: Path) -> dict[str, Any] | None:
 
 def _draw(folder: Path, pipe: WalrusPipeline, curves: Mapping[str, list[float]], rollout: Rollouts) -> None:
     """Error growth before and after, and a forecast beside the truth; without matplotlib none."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
+    if find_spec("matplotlib") is None:
         return
     from .plotting import plot_error_growth, plot_panels
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from walrus_hf.training.arguments import PretrainingArguments, parse_arguments
+from walrus_hf.training.batches import source_name
 
 CONFIGS = sorted((Path(__file__).parents[2] / "examples" / "configs").glob("*.yaml"))
 
@@ -57,7 +58,14 @@ def test_an_unknown_flag_is_refused(capsys):
 def test_the_recipes_of_the_examples_are_read(path):
     found = parse_arguments(["--config", str(path)])
     assert len(set(found.sources)) == len(found.sources) >= 4
-    assert found.config().hidden_size == {"tiny": 96, "half": 1088, "walrus-1.3b": 1408}[path.stem]
+    known = {"tiny": 96, "nano": 192, "half": 1088, "walrus-1.3b": 1408}
+    assert found.config().hidden_size == known[path.stem]
+    assert len({source_name(source, found.sources) for source in found.sources}) == len(found.sources)
+
+
+def test_sources_are_called_by_their_last_part_and_by_more_where_that_is_another_ones_too():
+    sources = ["runs/0/wave", "runs/1/wave/", "runs/burgers", "data/shear_flow.hdf5"]
+    assert [source_name(source, sources) for source in sources] == ["0/wave", "1/wave", "burgers", "shear_flow"]
 
 
 def test_the_defaults_are_the_published_settings():

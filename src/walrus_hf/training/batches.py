@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -66,7 +65,7 @@ def open_index(arguments: PretrainingArguments, config: WalrusConfig, source: st
     base = processor_for(config)
     processor = base if scenario is None else scenario_processor(base, scenario)
     zeros = () if scenario is None else scenario.zero_fields
-    name = source_name(source) if scenario is None else scenario.name
+    name = source_name(source, arguments.sources) if scenario is None else scenario.name
     shape = micro_batch_shape(arguments.mode, len(manifest.files[0].axes) == 3, arguments.batch_size, arguments.frames)
     # A rank is at home in about as many lanes as it has micro-batches in a step, and fetches ahead as much again.
     blocks = 2 * arguments.blocks_in_memory * arguments.gradient_accumulation_steps
@@ -75,9 +74,14 @@ def open_index(arguments: PretrainingArguments, config: WalrusConfig, source: st
     return ScenarioIndex(name, manifest, shape.frames + 1, strides, processor, zeros, block_bytes)
 
 
-def source_name(source: str) -> str:
-    """What metrics call a source: its last part, without the ending of a file."""
-    name = os.path.basename(source.rstrip("/"))
+def source_name(source: str, sources: Sequence[str]) -> str:
+    """What metrics call a source: its last part, without the ending of a file; more parts where others share that."""
+    parts = source.rstrip("/").split("/")
+    others = [other.rstrip("/").split("/") for other in sources if other != source]
+    count = 1
+    while count < len(parts) and any(other[-count:] == parts[-count:] for other in others):
+        count += 1
+    name = "/".join(parts[-count:])
     return name.removesuffix(next((end for end in (*SUFFIXES, ".json") if name.endswith(end)), ""))
 
 

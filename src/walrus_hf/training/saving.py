@@ -81,7 +81,7 @@ def save_model(
 
 def trained_card(arguments: PretrainingArguments, steps: int, errors: Mapping[str, Mapping[str, float]]) -> str:
     """What was trained on what, and how well it forecasts there."""
-    names = [source_name(source) for source in arguments.sources]
+    names = [source_name(source, arguments.sources) for source in arguments.sources]
     rows = [f"| {name} | {error['vrmse']:.4f} | {error['persistence']:.4f} |" for name, error in errors.items()]
     table = "\n".join(["| scenario | model | persistence |", "|---|---|---|", *rows]) if rows else "Not measured."
     data = ModelCardData(

@@ -27,6 +27,7 @@ from accelerate import PartialState
 from walrus_hf import WalrusConfig, WalrusForPrediction, WalrusPipeline, save_well
 from walrus_hf.data.simulate import acoustic_scattering
 from walrus_hf.finetuning import fit
+from walrus_hf.finetuning_memory import return_freed_memory
 from walrus_hf.finetuning_results import read_results
 
 
@@ -72,6 +73,7 @@ def main() -> None:
         given.max_steps, given.rank = 2, 4
     if not given.model or not given.data:
         parser.error("--model and --data are needed, or --tiny")
+    return_freed_memory()  # on a CPU gradient checkpointing saves nothing without
     fit(
         given.model, given.data, given.output, given.validation, preset=given.preset, rank=given.rank,
         max_steps=given.max_steps, batch_size=given.batch_size, learning_rate=given.learning_rate, frames=given.frames,

@@ -18,8 +18,10 @@ warnings.simplefilter("ignore")
 import peft, torch
 from walrus_hf import WalrusConfig, WalrusForPrediction
 from walrus_hf.finetuning import lora_config
+from walrus_hf.finetuning_memory import return_freed_memory
 from walrus_hf.pipeline_walrus import processor_for
 
+return_freed_memory()
 config = WalrusConfig(drop_path_rate=0.0, **eval(sys.argv[1]))
 model = WalrusForPrediction(config)
 model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -27,7 +27,12 @@ UNSEEN = "kolmogorov_flow"
 GRID, FRAMES, CONTEXT = (32, 32), 24, 4
 PARAMETERS: dict[str, dict] = {"burgers": {"viscosity": 0.02}}  # the grid is coarse
 MODEL = {"tokens_per_axis": 8, "tokens_per_axis_3d": 4, "drop_path_rate": 0.0}
-RATES = {"full": (1e-3, 3e-3), "LoRA": (3e-3, 1e-2), "head": (3e-3, 1e-2), "scratch": (3e-3, 1e-2)}
+RATES = {
+    "full": (1e-3, 3e-3), "LoRA": (3e-3, 1e-2), "LoRA, all linear": (3e-3, 1e-2), "head": (3e-3, 1e-2),
+    "scratch": (3e-3, 1e-2),
+}  # fmt: skip
+SETTINGS = {"LoRA": {"method": "lora"}, "head": {"method": "head"}}
+SETTINGS["LoRA, all linear"] = {"method": "lora", "preset": "all-linear"}
 
 
 def simulate(output: Path, sizes: list[int]) -> None:
@@ -94,7 +99,7 @@ def main() -> None:
             start = str(given.output / "untrained") if method == "scratch" else base
             pipe = fit(
                 start, train[:size], validation=valid, max_steps=steps, batch_size=4, learning_rate=rate,
-                method={"LoRA": "lora", "head": "head"}.get(method, "full"), frames=CONTEXT, patience=None,
+                frames=CONTEXT, patience=None, **SETTINGS.get(method, {"method": "full"}),
                 validation_steps=max(1, steps // 2), gradient_checkpointing=False, max_grad_norm=1.0,
                 rollout_steps=1, validation_batches=6,
             )  # fmt: skip

@@ -71,9 +71,11 @@ def finetune(
 ) -> None:
     """Fine-tune a model on simulations, and compare forecasts before and after."""
     from ..finetuning import fit
+    from ..finetuning_memory import return_freed_memory
     from ..finetuning_results import read_results
     from ..training.guards import TrainingDiverged
 
+    return_freed_memory()
     settings = {
         "max_steps": max_steps, "preset": preset, "method": method, "rank": rank, "batch_size": batch_size,
         "learning_rate": learning_rate, "frames": frames, "frame_stride": frame_stride,

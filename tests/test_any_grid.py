@@ -138,7 +138,7 @@ def test_a_plane_runs_through_the_planar_encoder_and_decoder_alone(grid):
     forecast(model, random_fields(grid), jitter=False).delta.square().sum().backward()
     for part in (model.model.embeddings, model.decoder):
         assert all(p.grad is not None and p.grad.any() for p in part.planar.parameters())
-        assert all(p.grad is None for p in part.volumetric.parameters())
+        assert not any(p.grad.any() for p in part.volumetric.parameters())  # zeros: data parallel training wants them
 
 
 @pytest.mark.parametrize("order", [(0, 2, 1), (2, 1, 0), (1, 2, 0), (2, 0, 1)], ids=str)

@@ -78,7 +78,8 @@ def run_processes(command: list[str], timeout: int = 300) -> subprocess.Complete
 
 
 def assert_finished(done: subprocess.CompletedProcess) -> None:
-    assert done.returncode == 0, done.stderr[done.stderr.find("Traceback") :][:4000]
+    at = max(done.stderr.find("Traceback") - 2000, 0)
+    assert done.returncode == 0, done.stderr[at:][:6000]
 
 
 def cpu_environment() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import itertools
 import os
@@ -33,7 +34,7 @@ Source = str | os.PathLike | Trajectory | Sequence[Trajectory]
 CACHE_BYTES = 2**30
 
 
-class Windows:
+class Windows(abc.ABC):
     """All windows of a source: input frames and the frame after them, `stride` apart.
 
     Args:
@@ -53,13 +54,13 @@ class Windows:
         self.name, self.processor, self.frames, self.stride = name, processor, frames, stride
         self.span = frames * stride
 
+    @abc.abstractmethod
     def read(self, numbers: Sequence[int]) -> dict[str, Tensor]:
         """Model inputs with `labels`, a row for each window; `ValueError` names what cannot be used and where."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def trajectory(self, number: int) -> Trajectory:
         """A whole trajectory, in its own names and units."""
-        raise NotImplementedError
 
 
 class TrajectoryWindows(Windows):

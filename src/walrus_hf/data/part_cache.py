@@ -34,6 +34,7 @@ class PartCache:
         self.limit, self.nbytes = limit, 0
         self._fetches: collections.OrderedDict[Part, PartFetch] = collections.OrderedDict()  # longest unused first
         self._idle: dict[Part, None] = {}  # read to their end; longest ago first
+        self._idle_bytes = 0  # counted along: there may be thousands, and every batch asks
         self._places: dict[tuple[int, int, int], dict[Part, None]] = collections.defaultdict(dict)
 
     def __contains__(self, part: Part) -> bool:
@@ -60,21 +61,27 @@ class PartCache:
 
     def want(self, part: Part) -> None:
         """The part is needed, now or soon."""
-        self._idle.pop(part, None)
+        self._wake(part)
         self._fetches.move_to_end(part)
 
     def release(self, part: Part) -> None:
         """Nobody is known to need the part; it stays while there is room."""
         if part in self._fetches:
-            self._idle.pop(part, None)
+            self._wake(part)
             self._idle[part] = None
+            self._idle_bytes += self._fetches[part].nbytes
+
+    def _wake(self, part: Part) -> None:
+        if part in self._idle:
+            del self._idle[part]
+            self._idle_bytes -= self._fetches[part].nbytes
 
     def drop(self, part: Part) -> None:
         """Let go of the part, whatever state it is in."""
-        fetch = self._fetches.pop(part, None)
-        if fetch is None:
+        if part not in self._fetches:
             return
-        self._idle.pop(part, None)
+        self._wake(part)
+        fetch = self._fetches.pop(part)
         place = (part.source, part.file, part.trajectory)
         del self._places[place][part]
         if not self._places[place]:
@@ -84,17 +91,16 @@ class PartCache:
 
     def make_room(self, nbytes: int) -> bool:
         """Drop idle parts until that many bytes more are within the limit; False where all of them are not enough."""
-        idle = sum(self._fetches[part].nbytes for part in self._idle)
-        if self.nbytes - idle + nbytes > self.limit:
+        if self.nbytes - self._idle_bytes + nbytes > self.limit:
             return False
-        for part in list(self._idle):
-            if self.nbytes + nbytes <= self.limit:
-                break
-            self.drop(part)
+        while self.nbytes + nbytes > self.limit:
+            self.drop(next(iter(self._idle)))
         return True
 
     def shrink(self, needed: Container[Part]) -> None:
         """Back within the limit: idle parts go first, then those used longest ago, never those that are needed."""
+        if self.nbytes <= self.limit:
+            return
         for part in [*self._idle, *self._fetches]:
             if self.nbytes <= self.limit:
                 break

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..data.collator import collate
 from ..fields import BoundaryCondition, Trajectory
-from ..modeling_walrus import WalrusPredictionOutput
+from ..modeling_walrus import WalrusPredictionOutput, mask_state
 from ..normalization import accurate, delta_scales, field_scales, per_channel
 from ..pipeline_walrus import usable_device
 from ..processing_walrus import WalrusProcessor
@@ -184,12 +184,7 @@ class FieldNetwork(nn.Module):
         loss = None
         if labels is not None:
             target = (accurate(labels[:, -1:]) - state) / per_channel(changes)
-            error = delta - target
-            if padded_channels is not None:
-                error = error.masked_fill(padded_channels[:, None, :, None, None, None], 0.0)
-            if obstacle_mask is not None:
-                error = error.masked_fill(obstacle_mask[:, None, None], 0.0)
-            loss = error.abs().mean()
+            loss = mask_state(delta - target, padded_channels, obstacle_mask).abs().mean()
         return WalrusPredictionOutput(loss=loss, prediction=state + delta * per_channel(changes), delta=delta)
 
 

@@ -48,7 +48,7 @@ def commits(hub: LocalHub, name: str) -> list[set[str]]:
     [
         "parts load equal", "whole loads equal", "cut download loads equal", "new weights load equal",
         "pinned revision loads equal", "branch loads equal", "adapter loads equal", "adapter differs from its base",
-        "private loads equal", "reader loads equal",
+        "private loads equal", "reader loads equal", "trained loads equal", "trained is what was trained",
     ],
 )  # fmt: skip
 def test_what_is_pushed_loads_back_equal(pushed, what):
@@ -68,6 +68,16 @@ def test_a_push_is_one_commit_with_shards_processor_code_card_and_licence(pushed
     card = ModelCard(here["README.md"].decode())
     assert card.data.license == "cc-by-4.0"
     assert 'from_pretrained("lab/whole")' in card.text
+
+
+def test_a_trained_model_is_pushed_with_code_and_the_card_of_its_training(pushed):
+    _, files = commits(pushed.hub, "lab/trained")
+    assert {"model.safetensors", "preprocessor_config.json", *(path.name for path in code_files())} <= files
+    here = pushed.hub.files("lab/trained")
+    assert json.loads(here["config.json"])["auto_map"] == AUTO_MAP
+    card = here["README.md"].decode()
+    assert "6 optimiser steps on `shear_flow`" in card
+    assert 'from_pretrained("lab/trained")' in card
 
 
 def test_a_new_state_of_the_model_replaces_the_files_of_the_old_one_and_no_others(pushed):

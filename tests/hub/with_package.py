@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from huggingface_hub import HfApi, constants
 from peft import LoraConfig, get_peft_model
 
@@ -23,8 +24,12 @@ from walrus_hf import Trajectory, WalrusForPrediction, WalrusPipeline, cli
 from walrus_hf.adapter_files import AdapterRecord, fingerprint
 from walrus_hf.adapters import Extension
 from walrus_hf.evaluation.forecasters import describe_model
+from walrus_hf.training.arguments import PretrainingArguments
+from walrus_hf.training.loop import TrainingModel
+from walrus_hf.training.saving import save_model
 
-from ..small_model import small_model
+from ..small_model import small_config, small_model
+from ..training.small_runs import MODEL
 from .results import small_results
 from .server import READER, WRITER
 
@@ -103,6 +108,14 @@ pipe.push_to_hub("lab/whole", revision="first", max_shard_size="150KB")
 found["branch loads equal"] = equal(load("lab/whole", revision="first"), pipe)
 found["missing revision"] = refusal(lambda: load("lab/whole", revision="nothing"))
 pipe.push_to_hub("lab/whole", max_shard_size="150KB")
+
+# A model at the end of its training.
+small = {"model_size": "tiny", "model": {**MODEL, "field2id": small_config().field2id}}
+run = PretrainingArguments(["shear_flow"], output_dir=str(folder / "run"), push_to_hub="lab/trained", **small)
+trained = WalrusForPrediction(run.config()).eval()
+written = save_model(Accelerator(cpu=True), TrainingModel(trained), run, 6, {})
+found["trained loads equal"] = equal(load("lab/trained"), load(written))
+found["trained is what was trained"] = equal(load(written), WalrusPipeline(trained))
 
 # An adapter, whose base lies on the same Hub.
 base = WalrusForPrediction.from_pretrained("lab/whole")

@@ -23,6 +23,7 @@ pytest.importorskip("datasets")
 
 from walrus_hf import WalrusPipeline, load_well
 from walrus_hf.data.reader import BatchReader
+from walrus_hf.hub import Upload
 from walrus_hf.training import loop, saving
 from walrus_hf.training.batches import open_validation
 from walrus_hf.training.guards import TooManyReaderErrors, TrainingDiverged
@@ -220,21 +221,9 @@ def test_gradients_that_are_not_finite_leave_the_weights_alone_and_stop_the_run(
     assert all(torch.equal(a, b) for a, b in zip(weights[0], weights[-1], strict=True))
 
 
-class Hub:
-    """In place of huggingface_hub's client."""
-
-    uploads: list = []  # noqa: RUF012
-
-    def create_repo(self, name, exist_ok):
-        assert exist_ok
-        return SimpleNamespace(repo_id=f"me/{name}")
-
-    def upload_folder(self, repo_id, folder_path):
-        self.uploads.append((repo_id, names(folder_path)))
-
-
 def test_the_example_runs_what_its_flags_say(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(saving, "HfApi", Hub)
+    uploads: list[Upload] = []
+    monkeypatch.setattr(saving, "push", uploads.append)
     example = Path(__file__).parents[2] / "examples" / "pretrain.py"
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({**vars(settings(folder / "data", tmp_path)), "max_steps": 1}))
@@ -245,7 +234,7 @@ def test_the_example_runs_what_its_flags_say(folder, tmp_path, monkeypatch):
         "--output_dir",
         str(tmp_path / "run"),
         "--push_to_hub",
-        "tiny",
+        "lab/tiny",
         "--sources",
         *sources,
     ]
@@ -254,5 +243,7 @@ def test_the_example_runs_what_its_flags_say(folder, tmp_path, monkeypatch):
     (row,) = read_metrics(tmp_path / "run")
     assert set(row["losses"]) == {"plane", "volume"}
     assert WalrusPipeline.from_pretrained(tmp_path / "run" / "model", device="cpu").model.config.hidden_size == 32
-    files = ["README.md", "config.json", "model.safetensors", "preprocessor_config.json"]
-    assert Hub.uploads == [("me/tiny", files)]
+    (upload,) = uploads
+    assert upload.repo_id == "lab/tiny"
+    assert {"model.safetensors", "preprocessor_config.json", "modeling_walrus.py"} <= set(upload.files)
+    assert "1 optimiser steps on `plane`, `volume`" in upload.card

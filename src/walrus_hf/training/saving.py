@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from accelerate import Accelerator
-from huggingface_hub import HfApi, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 from torch import nn
 
+from ..hub import prepare_upload, push
 from ..modeling_walrus import WalrusForPrediction
 from ..pipeline_walrus import WalrusPipeline, processor_for
 from .arguments import PretrainingArguments
@@ -54,12 +55,15 @@ def save_model(
     steps: int,
     errors: Mapping[str, Mapping[str, float]],
 ) -> Path:
-    """Write `output_dir/model`, and upload it to `push_to_hub`; a collective, the main process writes.
+    """Write `output_dir/model`, and push it as `walrus-hf push` does; a collective, the main process writes.
 
     Args:
         model: prepared; a module that holds the Walrus model as `model`.
         steps: that it was trained for.
         errors: of the last validation, for the card.
+
+    Raises:
+        ValueError, OSError: what the Hub refuses (`hub.push`); the folder is written by then.
     """
     folder = Path(arguments.output_dir) / "model"
     weights = accelerator.get_state_dict(model)
@@ -71,11 +75,9 @@ def save_model(
         processor.context_frames_3d = _context(arguments)
         WalrusPipeline(bare, processor).save_pretrained(folder)
         (folder / "README.md").write_text(trained_card(arguments, steps, errors), encoding="utf-8")
-        if arguments.push_to_hub:
-            api = HfApi()
-            repository = api.create_repo(arguments.push_to_hub, exist_ok=True).repo_id
-            api.upload_folder(repo_id=repository, folder_path=folder)
-    accelerator.wait_for_everyone()
+    accelerator.wait_for_everyone()  # for the folder, but not for the Hub, which may refuse
+    if accelerator.is_main_process and arguments.push_to_hub:
+        push(prepare_upload(folder, arguments.push_to_hub))
     return folder
 
 

@@ -87,6 +87,48 @@ def test_every_adapter_parameter_learns_and_acts_and_the_base_stays(folder, sett
     assert all(torch.equal(p, frozen[name]) for name, p in model.named_parameters() if name in frozen)
 
 
+@every_setting
+def test_an_adapter_that_is_merged_and_unmerged_leaves_the_weights_as_they_were(folder, settings):
+    model, batch = adapted(folder, settings), small_inputs()
+    weights = {name: p.clone() for name, p in model.named_parameters() if "base_layer" in name}
+    with torch.no_grad():
+        expected = model(**batch).prediction
+        model.merge_adapter(safe_merge=True)
+        assert not all(torch.equal(model.get_parameter(name), p) for name, p in weights.items())
+        torch.testing.assert_close(model(**batch).prediction, expected, atol=1e-4, rtol=1e-4)
+        model.unmerge_adapter()
+        for name, parameter in weights.items():
+            torch.testing.assert_close(model.get_parameter(name), parameter, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model(**batch).prediction, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_rows_of_one_batch_may_use_different_adapters_and_one_can_be_deleted(folder):
+    model, batch = adapted(folder, {"target_modules": "all-linear"}), small_inputs(batch=3)
+    second = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    model.add_adapter("second", second)
+    names = ["__base__", "default", "second"]
+    with torch.no_grad():
+        mixed = model(**batch, adapter_names=names).prediction
+        with model.disable_adapter():
+            alone = [model(**batch).prediction[0]]
+        for row, name in enumerate(names[1:], 1):
+            model.set_adapter(name)
+            alone.append(model(**batch).prediction[row])
+        torch.testing.assert_close(mixed, torch.stack(alone), atol=1e-4, rtol=1e-4)
+        assert (alone[1] - model(**batch).prediction[1]).abs().max() > 1e-2
+        model.delete_adapter("default")
+        assert list(model.peft_config) == ["second"]
+        torch.testing.assert_close(model(**batch).prediction[2], alone[2])
+
+
+def test_an_adapter_may_be_of_some_layers_only(folder):
+    model = adapted(folder, {"target_modules": ["q_proj", "v_proj"], "layers_to_transform": [1]})
+    model(**small_inputs(labels=True)).loss.backward()
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert len(trained) == 8  # in time and space, two matrices each
+    assert all(".layers.1." in name and model.get_parameter(name).grad.abs().sum() > 0 for name in trained)
+
+
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_adapters_get_the_same_gradients_with_gradient_checkpointing(folder, use_reentrant):
     model, batch = adapted(folder, SETTINGS["all linear"]).train(), small_inputs(labels=True)

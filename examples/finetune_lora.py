@@ -22,7 +22,7 @@ know. After a stop, the same command with `--resume`. `walrus-hf finetune` is th
 import argparse
 from pathlib import Path
 
-from accelerate import PartialState
+from accelerate import Accelerator
 
 from walrus_hf import WalrusConfig, WalrusForPrediction, WalrusPipeline, save_well
 from walrus_hf.data.simulate import acoustic_scattering
@@ -33,7 +33,7 @@ from walrus_hf.finetuning_results import read_results
 
 def make_tiny(folder: Path) -> tuple[str, str]:
     """A model that knows nothing and three simulations."""
-    with PartialState().main_process_first():
+    with Accelerator().main_process_first():
         if not folder.is_dir():
             WalrusPipeline(WalrusForPrediction(WalrusConfig.tiny(tokens_per_axis=4))).save_pretrained(folder / "model")
             runs = [acoustic_scattering(seed, grid=(16, 16), frames=8) for seed in range(3)]
@@ -80,14 +80,14 @@ def main() -> None:
         frame_stride=given.frame_stride, normalization=given.normalization, field_names=pairs(given.field_name),
         new_fields=pairs(given.new_field), resume=given.resume,
     )  # fmt: skip
-    state = PartialState()
+    accelerator = Accelerator()
     results = read_results(given.output)
-    if state.is_main_process and results is not None:
+    if accelerator.is_main_process and results is not None:
         print(f"one-step VRMSE on held-out windows: {results['vrmse']}")
         print(
             f"written: {given.output}; WalrusPipeline.from_pretrained({str(given.output)!r}) finds the base by itself"
         )
-    state.destroy_process_group()
+    accelerator.end_training()
 
 
 if __name__ == "__main__":

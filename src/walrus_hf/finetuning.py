@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import nn
 
 from .adapter_files import AdapterRecord, fingerprint
 from .adapters import Extension, add_fields, bare_model, configs_of, join_columns, lora_config
+from .checkpoints import locate
 from .data.statistics import read_stats
 from .finetuning_arguments import LEARNING_RATES, FinetuningArguments
 from .finetuning_data import (
@@ -35,7 +36,7 @@ from .finetuning_data import (
     vocabulary_names,
 )
 from .finetuning_loop import Tuning
-from .finetuning_results import CHECKPOINTS, Rollouts, check_folder, write_results
+from .finetuning_results import CHECKPOINTS, Rollouts, check_folder, clear_folder, write_results
 from .layers import WalrusDropPath
 from .modeling_walrus import WalrusForPrediction
 from .pipeline_walrus import WalrusPipeline
@@ -76,8 +77,7 @@ def fit(
     given = FinetuningArguments(**settings)
     folder = None if output_dir is None else Path(output_dir)
     accelerator = Accelerator(step_scheduler_with_optimizer=False)
-    with accelerator.main_process_first():
-        check_folder(folder, given, accelerator.is_main_process)
+    _make_room(accelerator, folder, given)
     pipe, base_name = _own_copy(model, given)
     if folder is not None and given.method == "lora" and not base_name:
         raise ValueError("output_dir: an adapter names its base, but this model was not loaded from anywhere; save it "
@@ -98,6 +98,26 @@ def fit(
     accelerator.wait_for_everyone()
     result.model.eval()
     return result
+
+
+def _make_room(accelerator: Accelerator, folder: Path | None, given: FinetuningArguments) -> None:
+    """Every process checks how it was launched and the output folder, before one of them changes anything in it."""
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise ValueError(
+            f"fit: expected processes that hold the whole model each, found {accelerator.distributed_type.value}; "
+            "launch it with examples/accelerate_configs/ddp.yaml"
+        )
+    world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    if world != accelerator.num_processes:  # each would take itself for the one that writes
+        raise ValueError(
+            f"fit: expected {world} processes as torch.distributed has, but Accelerate knows of "
+            f"{accelerator.num_processes}; make an Accelerator before the first PartialState"
+        )
+    has_old = check_folder(folder, given)
+    accelerator.wait_for_everyone()
+    if has_old and folder is not None and accelerator.is_main_process:
+        clear_folder(folder)
+    accelerator.wait_for_everyone()
 
 
 @dataclasses.dataclass
@@ -160,8 +180,10 @@ def _load_quantized(name: str) -> WalrusPipeline:
     settings = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
     )  # fmt: skip
-    model = WalrusForPrediction.from_pretrained(name, quantization_config=settings, device_map={"": 0})
-    return WalrusPipeline(model, WalrusProcessor.from_pretrained(name))
+    folder = locate(name)
+    model = WalrusForPrediction.from_pretrained(folder, quantization_config=settings, device_map={"": 0})
+    model.name_or_path = name
+    return WalrusPipeline(model, WalrusProcessor.from_pretrained(folder))
 
 
 def _require_bitsandbytes(what: str) -> None:

@@ -151,8 +151,9 @@ class Tuning:
         """All steps that are left. The best weights are in the model afterwards, unless a signal stopped the run."""
         given, progress = self.schedule, self.progress
         hidden = not self.accelerator.is_main_process
-        if not progress.validations:
-            self._validate()
+        validated = progress.validations[-1]["step"] if progress.validations else -1
+        if validated < 0 or (self._is_due(given.validation_steps) and validated < progress.step):
+            self._validate()  # the first one, or one that a signal came before
         metrics = None if self.folder is None else MetricsFile(self.folder, progress.step, not hidden)
         bar = tqdm(total=given.max_steps, initial=progress.step, desc="fine-tune", unit="step", disable=hidden)
         with bar, self._signals() as stop:
@@ -182,15 +183,16 @@ class Tuning:
 
     def _step(self, step: int) -> dict[str, Any]:
         given, total = self.schedule, 0.0
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         self.model.train()
         samples: list[str] = []
         for turn in range(given.gradient_accumulation_steps):
-            numbers = self._numbers(step, turn)
-            # A number for each draw: what the model drops, and the shifts of the jitter.
-            seed = ((given.seed * 1_000_003 + step) * 1009 + turn) * 1009 + self.accelerator.process_index
-            seed %= 2**62
-            torch.manual_seed(seed)
-            inputs = self._inputs(self.windows, numbers, torch.Generator().manual_seed(seed + 1))
+            number = (step * given.gradient_accumulation_steps + turn) * ranks + rank
+            numbers = self._numbers(number)
+            # For each draw: what the model drops, and the shifts of the jitter.
+            seed = (given.seed * 1_000_003 + number) % 2**61
+            torch.manual_seed(2 * seed)
+            inputs = self._inputs(self.windows, numbers, torch.Generator().manual_seed(2 * seed + 1))
             is_last = turn == given.gradient_accumulation_steps - 1
             with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.model):
                 loss = self.model(**inputs).loss
@@ -207,10 +209,9 @@ class Tuning:
         loss = float(self.accelerator.reduce(torch.as_tensor(total), "mean"))
         return {"step": step + 1, "loss": loss, "learning_rate": float(rate), "grad_norm": full_value(norm)}
 
-    def _numbers(self, step: int, turn: int) -> np.ndarray:
-        """The windows of this rank's micro-batch: each epoch is a permutation, dealt out in order."""
-        given, ranks = self.schedule, self.accelerator.num_processes
-        micro_batch = (step * given.gradient_accumulation_steps + turn) * ranks + self.accelerator.process_index
+    def _numbers(self, micro_batch: int) -> np.ndarray:
+        """The windows of a micro-batch, counted over steps and ranks: each epoch is a permutation, dealt out."""
+        given = self.schedule
         places = micro_batch * given.batch_size + np.arange(given.batch_size)
         epochs, places = np.divmod(places, len(self.trained))
         orders = {epoch: epoch_order(given.seed, epoch, len(self.trained)) for epoch in set(epochs.tolist())}

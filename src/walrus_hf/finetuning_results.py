@@ -6,13 +6,14 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from .finetuning_arguments import FinetuningArguments
 from .finetuning_data import Windows
@@ -42,39 +43,42 @@ class Rollouts:
         return whole.frames(0, windows.frames), whole.frames(windows.frames, windows.frames + steps)
 
     def errors(self, accelerator: Accelerator, pipe: WalrusPipeline) -> dict[str, list[float]]:
-        """VRMSE at each lead time, mean over fields and trajectories, of a model and of persistence."""
-        found: dict[str, list[np.ndarray]] = {"model": [], "persistence": []}
-        if accelerator.is_main_process:
-            pipe.model.eval()
-            for place in range(len(self.numbers)):
-                context, truth = self.parts(place)
-                forecasts = {
-                    "model": pipe.predict(context, truth.num_frames, seed=place, progress=False),
-                    "persistence": persistence(context, truth.num_frames),
-                }
-                for who, forecast in forecasts.items():
-                    found[who].append(np.mean(list(score(forecast, truth).values()), axis=0))
-        accelerator.wait_for_everyone()
-        shortest = min((len(curve) for curve in found["model"]), default=0)
-        return {
-            who: np.mean([curve[:shortest] for curve in curves], axis=0).tolist() if curves else []
-            for who, curves in found.items()
-        }
+        """VRMSE at each lead time, mean over fields and trajectories, of a model and of persistence.
+
+        All ranks share the work.
+        """
+        pipe.model.eval()
+        own = [
+            (place, *(np.mean(list(score(forecast, truth).values()), axis=0).tolist() for forecast in forecasts))
+            for place, truth, forecasts in self._forecasts(accelerator, pipe)
+        ]
+        _, *curves = zip(*sorted(gather_object(own)))
+        shortest = min(len(curve) for curve in curves[0])
+        means = (np.mean([curve[:shortest] for curve in who], axis=0).tolist() for who in curves)
+        return dict(zip(("model", "persistence"), means))
+
+    def _forecasts(self, accelerator: Accelerator, pipe: WalrusPipeline) -> Iterator[tuple[int, Any, list[Any]]]:
+        """Of this rank's trajectories the truth, and what the model and persistence make of it."""
+        for place in range(len(self.numbers))[accelerator.process_index :: accelerator.num_processes]:
+            context, truth = self.parts(place)
+            steps = truth.num_frames
+            forecast = pipe.predict(context, steps, seed=place, progress=False)
+            yield place, truth, [forecast, persistence(context, steps)]
 
 
-def check_folder(folder: Path | None, given: FinetuningArguments, is_main: bool) -> None:
-    """Refuse an output folder with something in it; make room in it with `overwrite`."""
+def check_folder(folder: Path | None, given: FinetuningArguments) -> bool:
+    """Refuse an output folder with something in it; whether `overwrite` has to make room in it (`clear_folder`)."""
     if folder is None:
         if given.resume:
             raise ValueError("resume: expected an output_dir that holds a checkpoint, found none")
-        return
+        return False
     if folder.is_file():
         raise ValueError(f"{folder}: expected a folder, found a file")
     if not folder.is_dir() or not any(folder.iterdir()):
-        return
+        return False
     finished = (folder / RESULTS).is_file()
     if given.resume and not finished:
-        return
+        return False
     if not given.overwrite:
         what = "a finished run" if finished else "files"
         raise FileExistsError(
@@ -83,9 +87,13 @@ def check_folder(folder: Path | None, given: FinetuningArguments, is_main: bool)
         )
     if not finished and not (folder / CHECKPOINTS).is_dir():
         raise FileExistsError(f"{folder}: expected what a former run left, found other files; choose another folder")
-    if is_main:
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-        (folder / RESULTS).unlink(missing_ok=True)
+    return True
+
+
+def clear_folder(folder: Path) -> None:
+    """Take away what makes a folder look like a run; the rest is replaced when there is a result."""
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    (folder / RESULTS).unlink(missing_ok=True)
 
 
 def write_results(

@@ -1,14 +1,14 @@
-"""The examples about fine-tuning run with `--tiny`, one of them under `accelerate launch`."""
+"""The examples about fine-tuning run with `--tiny`, one of them on two processes."""
 
-import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from walrus_hf import WalrusPipeline
+
+from .training.small_runs import assert_finished, launch, run_processes
 
 pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -21,15 +21,11 @@ def run(monkeypatch, name, *arguments):
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
 
 
-def test_an_adapter_is_trained_under_accelerate_launch(tmp_path):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-    command += [str(EXAMPLES / "accelerate_configs" / "cpu.yaml"), str(EXAMPLES / "finetune_lora.py")]
-    done = subprocess.run(
-        [*command, "--tiny", "--output", str(tmp_path / "adapter")], capture_output=True, text=True, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "finds the base by itself" in done.stdout
+def test_an_adapter_is_trained_under_accelerate_launch_by_two_processes(tmp_path):
+    command = launch("ddp", 2, str(EXAMPLES / "finetune_lora.py"), "--tiny", "--output", str(tmp_path / "adapter"))
+    done = run_processes(command)
+    assert_finished(done)
+    assert done.stdout.count("finds the base by itself") == 1
     assert WalrusPipeline.from_pretrained(tmp_path / "adapter").model.peft_config
 
 

@@ -27,6 +27,12 @@ def folder(tmp_path_factory) -> str:
     return write_base(tmp_path_factory.mktemp("finetuning") / "base")
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """As without matplotlib; tests/cli/test_finetune.py has them drawn."""
+    monkeypatch.setattr("walrus_hf.finetuning_results.find_spec", lambda name: None)
+
+
 @pytest.fixture
 def base(folder) -> WalrusPipeline:
     return WalrusPipeline.from_pretrained(folder)

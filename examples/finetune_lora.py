@@ -25,6 +25,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from walrus_hf import WalrusConfig, WalrusForPrediction, WalrusPipeline, save_well
+from walrus_hf.adapters import DEFAULT_PRESET
 from walrus_hf.data.simulate import acoustic_scattering
 from walrus_hf.finetuning import fit
 from walrus_hf.finetuning_memory import return_freed_memory
@@ -54,7 +55,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for the adapter, its card and pictures")
     parser.add_argument("--validation", help="default: the split `valid`, or a tenth of the trajectories")
     parser.add_argument(
-        "--preset", default="attention", help="attention, mlp, attention-mlp, all-linear, dora or rslora"
+        "--preset", default=DEFAULT_PRESET, help="all-linear, attention, mlp, attention-mlp, dora or rslora"
     )
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--max-steps", type=int, default=1000)

@@ -55,7 +55,7 @@ def main() -> None:
         report_to=[], max_grad_norm=10.0,
     )  # fmt: skip
     trainer = Trainer(
-        model=get_peft_model(pipe.model, lora_config("attention")), args=arguments, data_collator=collate,
+        model=get_peft_model(pipe.model, lora_config()), args=arguments, data_collator=collate,
         train_dataset=trained, eval_dataset=held, callbacks=[EarlyStoppingCallback(5)],
     )  # fmt: skip
     trainer.train()

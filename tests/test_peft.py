@@ -180,6 +180,7 @@ def test_presets_are_small_at_the_published_geometry(preset):
 
 
 def test_presets_take_ranks_and_other_settings():
+    assert lora_config().target_modules == "all-linear"
     config = lora_config("attention_mlp", rank=4, lora_dropout=0.1)
     assert (config.r, config.lora_alpha, config.lora_dropout) == (4, 8, 0.1)
     assert config.target_modules == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}

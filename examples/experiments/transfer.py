@@ -31,7 +31,7 @@ RATES = {
     "full": (1e-3, 3e-3), "LoRA": (3e-3, 1e-2), "LoRA, all linear": (3e-3, 1e-2), "head": (3e-3, 1e-2),
     "scratch": (3e-3, 1e-2),
 }  # fmt: skip
-SETTINGS = {"LoRA": {"method": "lora"}, "head": {"method": "head"}}
+SETTINGS: dict[str, dict] = {"LoRA": {"method": "lora", "preset": "attention"}, "head": {"method": "head"}}
 SETTINGS["LoRA, all linear"] = {"method": "lora", "preset": "all-linear"}
 
 

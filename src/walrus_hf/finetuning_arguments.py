@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from .adapters import DEFAULT_PRESET
 from .finetuning_loop import Schedule
 
 METHODS = ("lora", "full", "head")
@@ -47,7 +48,7 @@ class FinetuningArguments:
     """
 
     method: str = "lora"
-    preset: str = "attention"
+    preset: str = DEFAULT_PRESET
     rank: int = 16
     lora: dict[str, Any] = dataclasses.field(default_factory=dict)
     max_steps: int = 1000

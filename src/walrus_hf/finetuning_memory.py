@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .adapters import lora_config
+from .adapters import DEFAULT_PRESET, lora_config
 from .configuration_walrus import WalrusConfig
 from .jitter import TokenizationPlan
 from .modeling_walrus import WalrusForPrediction
@@ -86,7 +86,7 @@ def finetuning_bytes(
     frames: int,
     channels: int,
     method: str = "lora",
-    preset: str = "attention",
+    preset: str = DEFAULT_PRESET,
     rank: int = 16,
     batch_size: int = 1,
     gradient_checkpointing: bool = True,

@@ -14,8 +14,8 @@ GROUND = (
 )  # fmt: skip
 # From the ground up: a module imports those before it, and others of its own folder.
 ORDER = (
-    *GROUND, "metrics", "data", "panels", "films", "curves", "plotting", "adapters", "adapter_files", "model_card",
-    "hub", "pipeline_walrus", "exporting", "convert", "training", "finetuning_arrays", "finetuning_data",
+    *GROUND, "metrics", "data", "panels", "films", "curves", "plotting", "checkpoints", "adapters", "adapter_files",
+    "model_card", "hub", "pipeline_walrus", "exporting", "convert", "training", "finetuning_arrays", "finetuning_data",
     "finetuning_loop", "finetuning_arguments", "finetuning_results", "finetuning", "finetuning_memory", "evaluation",
     "bench", "cli",
 )  # fmt: skip

@@ -27,6 +27,7 @@ from .adapter_files import (
     first_line,
 )
 from .adapters import bare_model, join_columns
+from .checkpoints import locate
 from .configuration_walrus import WalrusConfig
 from .fields import Trajectory
 from .metrics import lead_time_windows, score
@@ -74,11 +75,14 @@ class WalrusPipeline:
         dtype: str | torch.dtype = "auto",
         device: str | torch.device | None = None,
     ) -> WalrusPipeline:
-        """Load a folder of `save_pretrained`, an adapter folder (its base model is found by itself), or a Hub id.
+        """Load a folder of `save_pretrained`, an adapter folder, a packaged checkpoint, or a Hub id.
 
         Args:
+            name_or_path: a path that exists, else the name of a checkpoint in the package (`"walrus-nano"`), else a Hub
+                id. The base model of an adapter is found by itself.
             revision: branch, tag or commit of a Hub repository.
-            dtype: of the weights; "auto" keeps the checkpoint's.
+            dtype: of the weights; "auto" takes what the checkpoint's config.json says: float32 of walrus-nano, whose
+                file is bfloat16 to be small, so that forecasts on a CPU are neither coarse nor slow.
             device: where the model goes; None takes a GPU if there is one.
 
         Raises:
@@ -86,12 +90,13 @@ class WalrusPipeline:
             FileNotFoundError: neither a folder of that name nor a Hub repository that can be reached.
         """
         device = usable_device(device)
-        folder = Path(name_or_path).expanduser()
-        name = str(folder) if folder.exists() else str(name_or_path)
+        name = locate(name_or_path)
         adapter = adapter_folder(name, revision)
         if adapter is not None:
             return cls._from_adapter(adapter, dtype, device)
         model: Any = _load_model(name, revision or "main", dtype)
+        if not Path(name_or_path).expanduser().exists():
+            model.name_or_path = str(name_or_path)  # where the package lies, only this machine knows
         return cls(model.to(device), _load_processor(name, revision or "main"))
 
     @classmethod

@@ -12,7 +12,9 @@ from typing import Annotated
 
 import typer
 
-Model = Annotated[str, typer.Option("--model", "-m", help="Folder of a checkpoint or adapter, or a Hub repository.")]
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="Folder of a checkpoint or adapter, walrus-nano, or a Hub repository.")
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the Hub repository.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... Default: a GPU if there is one.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**62, help="Seed of the jitter: the same seed, the same forecast.")]

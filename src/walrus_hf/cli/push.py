@@ -52,12 +52,15 @@ def checkpoint_costs(folder: Path) -> list[dict[str, Any]]:
     return grid_costs(read_config(folder), count_parameters(folder))
 
 
-def grid_costs(config, parameters: int) -> list[dict[str, Any]]:
-    """Tokens, operations and memory of one forecast step on periodic grids, as `walrus-hf info` counts them."""
+def grid_costs(config, parameters: int, processor=None) -> list[dict[str, Any]]:
+    """Tokens, operations and memory of one forecast step on periodic grids, as `walrus-hf info` counts them.
+
+    The processor says from how many frames; None takes the one that fits the configuration.
+    """
     from ..bench.flops import forward_bytes, forward_flops
     from ..pipeline_walrus import processor_for
 
-    processor, costs = processor_for(config), []
+    processor, costs = processor or processor_for(config), []
     for grid in GRIDS:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a grid that the published table lacks costs no less

@@ -1,0 +1,20 @@
+"""Checkpoints that come with the package, one folder each, as `WalrusPipeline.save_pretrained` writes it.
+
+`walrus-nano` is stored in bfloat16 and computes in float32, as its config.json says. `measure.py` in
+`model_cards/walrus-nano/` makes the folder; the card there tells what it was trained on and how well it forecasts.
+"""
+
+import os
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def locate(name_or_path: str | os.PathLike) -> str:
+    """What a name stands for: an existing path, else a packaged checkpoint (its folder), else a Hub id, as it is."""
+    path = Path(name_or_path).expanduser()
+    if path.exists():
+        return str(path)
+    packaged = HERE / path
+    known = packaged.parent == HERE and (packaged / "config.json").is_file()
+    return str(packaged if known else name_or_path)

@@ -3,6 +3,12 @@
     python examples/simulate.py runs/simulated
     python examples/baselines.py --data runs/simulated/wave --output runs/baselines --seconds 300
 
+On several data sets at once, with the geometry of a recipe for Walrus; what is trained already is not trained again:
+
+    python examples/simulate.py runs/nano/data --recipe nano
+    python examples/baselines.py --data runs/nano/data/0/{wave,shear_flow,gray_scott} --split test \\
+        --recipe examples/configs/nano.yaml --output runs/baselines-nano --seconds 300
+
 A smaller and quicker one, on waves that it simulates itself:
 
     python examples/baselines.py --tiny --output runs/baselines-tiny
@@ -24,6 +30,7 @@ from walrus_hf.evaluation import Protocol, evaluate
 from walrus_hf.evaluation.baselines import PrincipalComponents, load_baseline
 from walrus_hf.evaluation.neural_baselines import ARCHITECTURES, FieldLayout, NeuralBaseline, parameter_count, train
 from walrus_hf.evaluation.results import table_lines
+from walrus_hf.training.arguments import PretrainingArguments, read_recipe
 
 TINY = {
     "hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "stem_hidden_size": 8, "tokens_per_axis": 4,
@@ -33,49 +40,71 @@ TINY = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="folder in The Well's layout, one data set")
+    parser.add_argument("--data", nargs="+", help="folders in The Well's layout, all planes or all volumes")
+    parser.add_argument("--recipe", type=Path, help="of a pretraining, for the geometry of Walrus; else tiny")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=300.0, help="of training, for each")
+    parser.add_argument("--frames", type=int, default=6, help="of the input")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--modes", type=int, help="of the Fourier operators, along each axis")
     parser.add_argument("--split", default="valid", help="what they are compared on")
     parser.add_argument("--tiny", action="store_true", help="small models on small waves, for a moment each")
     arguments = parser.parse_args()
     if arguments.tiny:
-        arguments.data, arguments.seconds, arguments.modes = arguments.output / "wave", 0.3, 4
-        for split, trajectories in (("train", 4), ("valid", 2)):
+        arguments.data, arguments.seconds, arguments.modes = [str(arguments.output / "wave")], 0.3, 4
+        for split, trajectories in (("train", 4), ("valid", 2)) if not Path(arguments.data[0]).is_dir() else ():
             simulate.write_simulations("wave", arguments.output, trajectories, split=split, grid=(16, 24), frames=30)
     elif arguments.data is None:
         parser.error("expected --data FOLDER or --tiny")
 
-    torch.manual_seed(0)
-    model = WalrusForPrediction(WalrusConfig.tiny(**TINY if arguments.tiny else {}, drop_path_rate=0.0))
-    pipe = WalrusPipeline(model.to("cuda" if torch.cuda.is_available() else "cpu"))
+    pipe = untrained(arguments)
+    model = pipe.model
     # Principal components need one time step, so all get the same. Batches are those of the model's vocabulary.
-    stream = load_stream(arguments.data, stride_range=(1, 1), batch_size=arguments.batch_size, processor=pipe.processor)
-    rows = train(model, stream, arguments.seconds, learning_rate=2e-3)
-    print(f"walrus: {parameter_count(model)} parameters, {len(rows)} steps")
-    pipe.save_pretrained(arguments.output / "walrus")
+    stream = load_stream(
+        arguments.data, frames=arguments.frames + 1, stride_range=(1, 1), batch_size=arguments.batch_size,
+        processor=pipe.processor,
+    )  # fmt: skip
+    if (arguments.output / "walrus").is_dir():
+        pipe = WalrusPipeline.from_pretrained(arguments.output / "walrus", device=model.device)
+    else:
+        rows = train(model, stream, arguments.seconds, learning_rate=2e-3)
+        print(f"walrus: {parameter_count(model)} parameters, {len(rows)} steps")
+        pipe.save_pretrained(arguments.output / "walrus")
 
     baselines = {name: load_baseline(name) for name in ("linear_extrapolation", "dmd")}
-    layout = FieldLayout.of_stream(stream, pipe.processor)
+    layout = FieldLayout.of_stream(stream, pipe.processor, batches=16 * len(arguments.data))
     for name in ARCHITECTURES:
-        network = NeuralBaseline.of_equal_size(name, model, layout, arguments.modes, processor=pipe.processor)
-        network.fit(stream, arguments.seconds)
-        print(f"{name}: {network.parameters} parameters at width {network.settings['width']}, {len(network.log)} steps")
-        network.save(arguments.output / name)
-        baselines[name] = network
-    components = PrincipalComponents(processor=pipe.processor)
-    components.fit(stream, arguments.seconds)
-    components.save(arguments.output / components.name)
-    baselines[components.name] = components
+        if not (arguments.output / name).is_dir():
+            network = NeuralBaseline.of_equal_size(name, model, layout, arguments.modes, processor=pipe.processor)
+            network.fit(stream, arguments.seconds)
+            print(f"{name}: {network.parameters} parameters, {len(network.log)} steps", network.settings)
+            network.save(arguments.output / name)
+        baselines[name] = load_baseline(arguments.output / name)
+    if len(arguments.data) == 1:  # one grid and one set of fields
+        components = PrincipalComponents(processor=pipe.processor)
+        components.fit(stream, arguments.seconds)
+        components.save(arguments.output / components.name, overwrite=True)
+        baselines[components.name] = components
 
     protocol = Protocol(split=arguments.split)
-    results = evaluate(pipe, arguments.data, arguments.output / "results", protocol, baselines, model_name="walrus")
+    results = evaluate(
+        pipe, arguments.data, arguments.output / "results", protocol, baselines, model_name="walrus", overwrite=True
+    )
     for name, scenario in results["scenarios"].items():
         print(f"\n{name}: median VRMSE by lead time")
         for line in table_lines(scenario, results["protocol"]["windows"], intervals=False):
             print("  ".join(f"{cell:<20}" for cell in line))
+
+
+def untrained(arguments: argparse.Namespace) -> WalrusPipeline:
+    """With the geometry that was asked for, and all of its weights random."""
+    torch.manual_seed(0)
+    if arguments.recipe is None:
+        config = WalrusConfig.tiny(**TINY if arguments.tiny else {}, drop_path_rate=0.0)
+    else:
+        config = PretrainingArguments(**read_recipe(arguments.recipe)).config()
+    model = WalrusForPrediction(config)
+    return WalrusPipeline(model.to("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 if __name__ == "__main__":

@@ -243,19 +243,25 @@ REFUSED = {
     "a preset": ({"preset": "nose"}, "preset: expected one of attention"),
     "one frame": ({"frames": 1}, "frames: expected at least 2, found 1"),
     "too many frames": ({"frames": 12}, "expected at least 13 frames for 12 input frames 1 apart"),
-    "four bits without a GPU": ({"quantization": "4bit"}, "quantization: expected"),
-    "eight bits without a GPU": ({"optimizer": "adamw-8bit"}, "optimizer: expected a GPU"),
+    "four bits of all weights": ({"quantization": "4bit", "method": "full"}, "quantization: expected method 'lora'"),
     "a new field that is not there": ({"new_fields": {"soot": None}}, r"new_fields: expected fields of the data"),
     "a like that is not known": ({"new_fields": {"pressure": "x"}, "field_names": {"pressure": "p"}}, "like: expected"),
 }
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="refusals of a machine without a GPU")
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_makes_no_sense_is_refused_before_training(base, case):
     settings, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         fit(base, RUNS, **{**QUICK, **settings})
+
+
+@pytest.mark.parametrize("settings", [{"quantization": "4bit"}, {"optimizer": "adamw-8bit"}])
+def test_few_bits_need_bitsandbytes(base, settings, monkeypatch):
+    monkeypatch.setattr("walrus_hf.finetuning.find_spec", lambda name: None)
+    (name, value), *_ = settings.items()
+    with pytest.raises(ImportError, match=f"{name}: {value} needs bitsandbytes"):
+        fit(base, RUNS, **settings, **QUICK)
 
 
 def test_an_output_folder_with_something_in_it_is_kept(folder, tmp_path):

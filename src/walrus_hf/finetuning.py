@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import os
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +76,11 @@ def fit(
         FileExistsError: the output folder holds something, and neither `resume` nor `overwrite` was given.
     """
     given = FinetuningArguments(**settings)
+    _require_bitsandbytes(given)
     folder = None if output_dir is None else Path(output_dir)
     accelerator = Accelerator(step_scheduler_with_optimizer=False)
     _make_room(accelerator, folder, given)
-    pipe, base_name = _own_copy(model, given)
+    pipe, base_name = _own_copy(model, given, accelerator.device)
     if folder is not None and given.method == "lora" and not base_name:
         raise ValueError("output_dir: an adapter names its base, but this model was not loaded from anywhere; save it "
                          "with save_pretrained and load it, or give its folder as `model`")  # fmt: skip
@@ -151,11 +153,14 @@ class Parts:
         return windows, trained, others, np.arange(len(others.rows))
 
 
-def _own_copy(model: Any, given: FinetuningArguments) -> tuple[WalrusPipeline, str]:
+def _own_copy(model: Any, given: FinetuningArguments, device: torch.device) -> tuple[WalrusPipeline, str]:
     """A pipeline that may be changed, and the name of the base for its adapter."""
     if isinstance(model, str | os.PathLike):
         name = os.fspath(model)
-        pipe = _load_quantized(name) if given.quantization else WalrusPipeline.from_pretrained(name, device="cpu")
+        if given.quantization:
+            pipe = _load_quantized(name, device)
+        else:
+            pipe = WalrusPipeline.from_pretrained(name, device="cpu")
     elif given.quantization:
         raise ValueError(
             "quantization: expected the folder or Hub id of the base, found a model that is loaded already"
@@ -172,27 +177,30 @@ def _own_copy(model: Any, given: FinetuningArguments) -> tuple[WalrusPipeline, s
     return pipe, str(Path(name).absolute()) if name and Path(name).exists() else name
 
 
-def _load_quantized(name: str) -> WalrusPipeline:
+def _load_quantized(name: str, device: torch.device) -> WalrusPipeline:
     """The base in four bits, as QLoRA wants it (arXiv 2305.14314)."""
-    _require_bitsandbytes("quantization")
+    from bitsandbytes.nn import Linear4bit
     from transformers import BitsAndBytesConfig
 
     settings = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
     )  # fmt: skip
     folder = locate(name)
-    model = WalrusForPrediction.from_pretrained(folder, quantization_config=settings, device_map={"": 0})
+    model = WalrusForPrediction.from_pretrained(folder, quantization_config=settings, device_map={"": device})
     model.name_or_path = name
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            # Packed for a CPU at the first evaluation, a layer would pass no gradient on ever after (0.50).
+            module.support_avx512bf16_for_cpu = False
     return WalrusPipeline(model, WalrusProcessor.from_pretrained(folder))
 
 
-def _require_bitsandbytes(what: str) -> None:
-    if not torch.cuda.is_available():
-        raise ValueError(f"{what}: expected a GPU, which bitsandbytes needs, found none; leave it out")
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError:
-        raise ImportError(f"{what}: needs bitsandbytes: pip install bitsandbytes") from None
+def _require_bitsandbytes(given: FinetuningArguments) -> None:
+    for name, setting in (("quantization", given.quantization), ("optimizer", given.optimizer)):
+        if setting in ("4bit", "adamw-8bit") and find_spec("bitsandbytes") is None:
+            raise ImportError(
+                f"{name}: {setting} needs bitsandbytes (on a CPU 0.50 or newer): pip install bitsandbytes"
+            )
 
 
 def _open_parts(
@@ -298,7 +306,6 @@ def _optimizer(model: nn.Module, given: FinetuningArguments) -> torch.optim.Opti
     rate = LEARNING_RATES[given.method] if given.learning_rate is None else given.learning_rate
     if given.optimizer == "adamw":
         return torch.optim.AdamW(parameters, rate, eps=1e-10, weight_decay=given.weight_decay)
-    _require_bitsandbytes("optimizer")
     from bitsandbytes.optim import AdamW8bit
 
     return AdamW8bit(parameters, rate, weight_decay=given.weight_decay)

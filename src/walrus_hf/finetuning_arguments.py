@@ -38,9 +38,9 @@ class FinetuningArguments:
         patience: validations in a row without an improvement that end the run; None never ends it early.
         save_steps: steps between checkpoints; None is `validation_steps`.
         gradient_checkpointing: compute blocks again in the backward pass: less memory, a third more time.
-        optimizer: `"adamw"`, or `"adamw-8bit"` (needs bitsandbytes and a GPU; never run by this project).
-        quantization: `"4bit"` loads the base in four bits (QLoRA; needs bitsandbytes, a GPU, and the base by name;
-            never run by this project).
+        optimizer: `"adamw"`, or `"adamw-8bit"` (needs bitsandbytes).
+        quantization: `"4bit"` loads the base in four bits (QLoRA; needs bitsandbytes, and the base by name). Tested on
+            CPUs; this project has had no GPU to run either on.
         rollout_steps: lead times of the forecasts before and after.
         seed: everything that is drawn follows from it.
         resume: go on from the last checkpoint in the output folder, if there is one.

@@ -56,6 +56,8 @@ def test_what_makes_no_sense_is_refused_in_one_line(run, finetune, tmp_path, opt
 def test_info_tells_the_memory_of_a_step(run, model, refused):
     result = run("info", "--model", model, "--grid", "32x32", "--finetune", "lora", "--rank", "2", "--frames", "2")
     assert result.code == 0, result.err
-    assert "one fine-tuning step (lora, batch 1, gradient checkpointing)" in result.out
+    assert "one fine-tuning step (lora, all-linear of rank 2, batch 1, gradient checkpointing)" in result.out
     assert "activations" in result.out
+    smaller = run("info", "--model", model, "--grid", "32x32", "--finetune", "lora", "--preset", "attention").out
+    assert "(lora, attention of rank 16, batch 1" in smaller
     assert "--finetune: expected lora, full or head, and a --grid" in refused("info", "--finetune", "lora")

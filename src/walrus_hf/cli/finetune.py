@@ -11,7 +11,9 @@ from .options import FieldNames, Overwrite, parse_field_names, print_table
 
 
 def finetune(
-    model: Annotated[str, typer.Option("--model", "-m", help="Folder of a checkpoint, or a Hub repository.")],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Folder of a checkpoint, walrus-nano, or a Hub repository.")
+    ],
     data: Annotated[
         str,
         typer.Option(
@@ -23,8 +25,9 @@ def finetune(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the adapter, its card and pictures.")],
     max_steps: Annotated[int, typer.Option(min=1, help="Optimiser steps at most.")] = 1000,
     preset: Annotated[
-        str, typer.Option(help="What LoRA changes: attention, mlp, attention-mlp, all-linear, dora or rslora.")
-    ] = "attention",
+        str | None,
+        typer.Option(help="What LoRA changes: all-linear (default), attention, mlp, attention-mlp, dora or rslora."),
+    ] = None,
     method: Annotated[str, typer.Option(help="lora (an adapter), full (all weights) or head (the decoder).")] = "lora",
     rank: Annotated[int, typer.Option(min=1, help="Of the adapter.")] = 16,
     validation: Annotated[
@@ -63,13 +66,14 @@ def finetune(
     patience: Annotated[
         int, typer.Option(min=0, help="Validations without an improvement that end the run; 0 never does.")
     ] = 5,
-    optimizer: Annotated[str, typer.Option(help="adamw, or adamw-8bit on a GPU.")] = "adamw",
-    quantization: Annotated[str | None, typer.Option(help="4bit: QLoRA on a GPU.")] = None,
+    optimizer: Annotated[str, typer.Option(help="adamw, or adamw-8bit (bitsandbytes).")] = "adamw",
+    quantization: Annotated[str | None, typer.Option(help="4bit: QLoRA (bitsandbytes).")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Everything that is drawn follows from it.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, if there is one.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Fine-tune a model on simulations, and compare forecasts before and after."""
+    from ..adapters import DEFAULT_PRESET
     from ..finetuning import fit
     from ..finetuning_memory import return_freed_memory
     from ..finetuning_results import read_results
@@ -77,8 +81,8 @@ def finetune(
 
     return_freed_memory()
     settings = {
-        "max_steps": max_steps, "preset": preset, "method": method, "rank": rank, "batch_size": batch_size,
-        "learning_rate": learning_rate, "frames": frames, "frame_stride": frame_stride,
+        "max_steps": max_steps, "preset": preset or DEFAULT_PRESET, "method": method, "rank": rank,
+        "batch_size": batch_size, "learning_rate": learning_rate, "frames": frames, "frame_stride": frame_stride,
         "field_names": parse_field_names(field_name), "log_fields": log_field or [],
         "new_fields": _parse_new_fields(new_field), "normalization": normalization, "rope_learnable": rope,
         "absolute_position": absolute_position, "validation_steps": validation_steps, "patience": patience or None,

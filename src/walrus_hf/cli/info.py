@@ -30,7 +30,7 @@ EFFICIENCY = 0.6
 def info(
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="Folder of a checkpoint, or a Hub repository. Default: the 1.3B geometry."),
+        typer.Option("--model", "-m", help="Folder of a checkpoint, walrus-nano, or a Hub repository. Default: 1.3B."),
     ] = None,
     grid: Annotated[str | None, typer.Option(help="Cells along each axis, e.g. 256x256 or 64x64x64.")] = None,
     boundaries: Annotated[
@@ -42,6 +42,9 @@ def info(
     finetune: Annotated[
         str | None, typer.Option(help="Memory of a fine-tuning step on --grid too: lora, full or head.")
     ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Of the adapter, for --finetune lora, as of walrus-hf finetune.")
+    ] = None,
     rank: Annotated[int, typer.Option(min=1, help="Of the adapter, for --finetune lora.")] = 16,
     revision: Revision = None,
     device: Device = None,
@@ -49,6 +52,7 @@ def info(
     """Show versions, device, parameter count, and for a grid its tokens, memory and time a step."""
     import torch
 
+    from ..checkpoints import locate
     from ..configuration_walrus import WalrusConfig
     from ..modeling_walrus import WalrusForPrediction
     from ..pipeline_walrus import check_model_type, processor_for, usable_device
@@ -58,8 +62,9 @@ def info(
     target = usable_device(device)
     config = WalrusConfig()
     if model is not None:
-        check_model_type(model, revision)
-        config = WalrusConfig.from_pretrained(model, revision=revision or "main")
+        name = locate(model)
+        check_model_type(name, revision)
+        config = WalrusConfig.from_pretrained(name, revision=revision or "main")
     plan = None
     if grid is not None:
         cells = _parse_grid(grid)
@@ -77,7 +82,7 @@ def info(
         frames = frames or (3 if plan.ndim == 3 else 6)
         _print_costs(config, plan, frames, channels, parameters, target)
         if finetune is not None:
-            _print_finetuning(config, plan, frames, channels, finetune, rank)
+            _print_finetuning(config, plan, frames, channels, finetune, preset, rank)
 
 
 def _print_versions(device) -> None:
@@ -110,14 +115,17 @@ def _print_costs(config, plan, frames: int, channels: int, parameters: int, devi
     )
 
 
-def _print_finetuning(config, plan, frames: int, channels: int, method: str, rank: int) -> None:
+def _print_finetuning(config, plan, frames: int, channels: int, method: str, preset: str | None, rank: int) -> None:
+    from ..adapters import DEFAULT_PRESET
     from ..finetuning_memory import LIBRARIES, finetuning_bytes
 
-    found = finetuning_bytes(config, plan, frames, channels, method, rank=rank)
+    preset = preset or DEFAULT_PRESET
+    found = finetuning_bytes(config, plan, frames, channels, method, preset, rank)
     trained = found.pop("trained")
     parts = ", ".join(f"{part} {size / 2**30:.2f}" for part, size in found.items())
+    what = f"{method}, {preset} of rank {rank}" if method == "lora" else method
     typer.echo(
-        f"one fine-tuning step ({method}, batch 1, gradient checkpointing), in float32:\n"
+        f"one fine-tuning step ({what}, batch 1, gradient checkpointing), in float32:\n"
         f"  {trained:,} parameters trained\n"
         f"  about {(sum(found.values()) + LIBRARIES) / 2**30:.2f} GiB: {parts}, libraries {LIBRARIES / 2**30:.2f}"
     )

@@ -26,9 +26,9 @@ from accelerate import Accelerator
 
 from walrus_hf import WalrusConfig, WalrusForPrediction, WalrusPipeline, save_well
 from walrus_hf.adapters import DEFAULT_PRESET
+from walrus_hf.allocator import return_freed_memory
 from walrus_hf.data.simulate import acoustic_scattering
 from walrus_hf.finetuning import fit
-from walrus_hf.finetuning_memory import return_freed_memory
 from walrus_hf.finetuning_results import read_results
 
 

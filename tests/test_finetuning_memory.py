@@ -17,8 +17,8 @@ import resource, sys, warnings
 warnings.simplefilter("ignore")
 import peft, torch
 from walrus_hf import WalrusConfig, WalrusForPrediction
+from walrus_hf.allocator import return_freed_memory
 from walrus_hf.finetuning import lora_config
-from walrus_hf.finetuning_memory import return_freed_memory
 from walrus_hf.pipeline_walrus import processor_for
 
 return_freed_memory()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import warnings
 import weakref
 from collections.abc import Iterable
@@ -22,20 +21,6 @@ from .modeling_walrus import WalrusForPrediction
 ADAM_STATES = 2
 # Python, torch, transformers and PEFT, resident before anything is loaded (Linux, CPU build of torch).
 LIBRARIES = 0.45 * 2**30
-M_MMAP_THRESHOLD = -3  # malloc.h
-
-
-def return_freed_memory() -> bool:
-    """Let glibc hand tensors of 1 MiB and more back to the kernel when they are freed.
-
-    Gradient checkpointing frees what it will compute again, but on a CPU the few tensors that it keeps would pin all of
-    that in the heap: a step would take as much as without. For processes of our own. False where there is no glibc.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
-        return False
-    return bool(mallopt(M_MMAP_THRESHOLD, 1 << 20))
 
 
 class LiveBytes(TorchDispatchMode):

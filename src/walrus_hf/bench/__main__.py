@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from .allocator import keep_freed_memory
+from ..allocator import keep_freed_memory
 from .cases import AGREEMENT, cases, network
 
 app = typer.Typer(help="Benchmarks of walrus_hf.", no_args_is_help=True, add_completion=False)

@@ -12,7 +12,7 @@ import warnings
 import typer
 from huggingface_hub.errors import StrictDataclassError
 
-from ..bench.allocator import keep_freed_memory
+from ..allocator import keep_freed_memory
 from . import compare, convert, data, demo, evaluate, finetune, forecast, info, plan, push, report
 
 app = typer.Typer(

@@ -74,8 +74,8 @@ def finetune(
 ) -> None:
     """Fine-tune a model on simulations, and compare forecasts before and after."""
     from ..adapters import DEFAULT_PRESET
+    from ..allocator import return_freed_memory
     from ..finetuning import fit
-    from ..finetuning_memory import return_freed_memory
     from ..finetuning_results import read_results
     from ..training.guards import TrainingDiverged
 

@@ -1,0 +1,154 @@
+"""Do the third dimension, rotations and strides in pretraining help on an unseen scenario in a volume?
+
+    python examples/simulate.py runs/nano/data --recipe nano
+    OMP_NUM_THREADS=1 python examples/experiments/diversity.py --output runs/experiments
+    OMP_NUM_THREADS=1 python examples/experiments/diversity.py --output runs/diversity-tiny --tiny   # does it run?
+
+Three arms of 1000 steps, after section 5.3 of the paper:
+
+    naive      nine scenarios in the plane, which stays as it is, at one distance of the frames
+    diverse    the same, lifted to space, rotated, at one to three times the distance
+    volumes    as diverse, with a scenario in the volume beside the nine
+
+Each is tested on the nine as they are, then fine-tuned on 2 and on 8 trajectories of turbulence in a volume, beside a
+model that starts from nothing. `--seeds 1` stops after the first seed; the same command goes on after a stop.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from common import (
+    PLANES,
+    RATES,
+    Results,
+    by_trajectory,
+    errors_from,
+    finetune,
+    parser,
+    ratio_interval,
+    tiny_data,
+    train,
+    trajectories,
+    untrained,
+    write,
+    written_to,
+)
+from jitter import curves, errors_of
+
+from walrus_hf import WalrusForPrediction
+
+UNSEEN, VOLUME = "turbulence_3d", "advection_diffusion_3d"
+DIVERSE = {"augment": True, "stride_max": 3}
+ARMS: dict[str, dict] = {"naive": {"augment": False, "stride_max": 1}, "diverse": DIVERSE, "volumes": DIVERSE}
+
+
+class Size:
+    """How much of everything."""
+
+    def __init__(self, tiny: bool) -> None:
+        self.planes = ("wave", "shear_flow") if tiny else PLANES
+        self.trajectories = (1, 2) if tiny else (2, 8)
+        self.steps, self.tuning, self.lead = (2, 2, 3) if tiny else (1000, 100, 20)
+        self.rates = RATES[:1] if tiny else RATES
+
+
+def measure(given: argparse.Namespace, size: Size) -> dict:
+    """(arm, seed, trajectories) -> errors on the volume; (arm, seed, "planes") -> those on what was pretrained on."""
+    results = Results(given.output / "diversity" / "results.json")
+    folder = given.data / "0" / UNSEEN / "data"
+    own, valid, test = (trajectories(folder / split) for split in ("train", "valid", "test"))
+    planes = [given.data / "0" / name for name in size.planes]
+    found: dict = {"still": results.get("still", lambda: errors_from(None, test, size.lead))}
+    for seed in range(given.seeds):
+        for arm in ("nothing", *ARMS):
+            if arm == "nothing":
+                start = untrained(given.output / "diversity" / f"untrained-{seed}", seed, given.tiny)
+            else:
+                names = (*size.planes, VOLUME) if arm == "volumes" else size.planes
+                sources = [given.data / str(variant) / name for name in names for variant in (0, 2)]
+                its = given.output / "diversity" / f"{arm}-seed{seed}"
+                train(its, sources, size.steps, seed, given.tiny, **ARMS[arm])
+                start = its / "model"
+                found[arm, seed, "planes"] = results.get(
+                    f"{arm} {seed} planes",
+                    lambda s=start, seed=seed: curves(
+                        WalrusForPrediction.from_pretrained(s), planes, size.lead, True, seed
+                    ),
+                )
+            for few in size.trajectories:
+                found[arm, seed, few] = results.get(
+                    f"{arm} {seed} {few}",
+                    lambda s=start, n=few: finetune(s, own[:n], valid, test, size.rates, size.tuning, size.lead),
+                )
+    return found
+
+
+def summary(found: dict, given: argparse.Namespace, size: Size) -> dict:
+    """Errors, and how much lower than from nothing and than naively, with their intervals."""
+    seeds, made = range(given.seeds), {"seeds": given.seeds, "planes": {}, "volume": {}}
+    planes = [given.data / "0" / name for name in size.planes]
+    for label, window in {"1": (1, 1), f"1:{size.lead}": (1, size.lead)}.items():
+        naive = errors_of([found["naive", seed, "planes"] for seed in seeds], planes, *window)
+        for arm in ARMS:
+            errors = errors_of([found[arm, seed, "planes"] for seed in seeds], planes, *window)
+            lower = ratio_interval(errors, naive, lambda r: 1 - np.median(r, axis=-1))
+            made["planes"][f"{arm}, steps {label}"] = {
+                "median": round(float(np.median(np.median(errors, -1).mean(0))), 4),
+                "lower than naive": [round(float(x), 4) for x in lower],
+            }
+        made["volume"][f"nothing changes, steps {label}"] = float(by_trajectory([found["still"]], *window).mean())
+        for few in size.trajectories:
+            runs = {arm: [found[arm, seed, few] for seed in seeds] for arm in ("nothing", *ARMS)}
+            errors = {arm: by_trajectory(its, *window) for arm, its in runs.items()}
+            for arm, its in errors.items():
+                row: dict = {
+                    "median": round(float(np.median(its, -1).mean()), 4),
+                    "rate": [r["rate"] for r in runs[arm]],
+                }
+                for other in ("nothing", "naive"):
+                    lower = ratio_interval(its, errors[other], lambda r: 1 - r[..., 0])
+                    row[f"lower than {other}"] = [round(float(x), 4) for x in lower]
+                made["volume"][f"{arm}, {few} trajectories, steps {label}"] = row
+    return made
+
+
+def draw(made: dict, size: Size, file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
+    for axis, label in zip(axes, ("1", f"1:{size.lead}")):
+        arms = ("nothing", *ARMS)
+        for few, color in zip(size.trajectories, ("C0", "C1")):
+            values = [made["volume"][f"{arm}, {few} trajectories, steps {label}"]["median"] for arm in arms]
+            axis.plot(values, "o-", color=color, label=f"{UNSEEN}, fine-tuned on {few} trajectories")
+        planes = [made["planes"][f"{arm}, steps {label}"]["median"] for arm in ARMS]
+        axis.plot(range(1, 4), planes, "s:", color="grey", label="pretraining scenarios, median")
+        idle = made["volume"][f"nothing changes, steps {label}"]
+        axis.axhline(idle, color="black", lw=0.8, label=f"{UNSEEN}, nothing changes")
+        axis.set(xticks=range(4), yscale="log", ylabel="VRMSE", title=f"step{'s' if ':' in label else ''} {label}")
+        axis.set_xticklabels(["from nothing", *ARMS])
+    axes[0].legend(fontsize=7)
+    figure.savefig(file, dpi=100)
+    plt.close(figure)
+
+
+def main() -> None:
+    made_parser = parser(__doc__)
+    made_parser.add_argument("--seeds", type=int, default=2)
+    given = made_parser.parse_args()
+    size = Size(given.tiny)
+    if given.tiny:
+        tiny_data(given.data, (*size.planes, UNSEEN, VOLUME))
+    made = summary(measure(given, size), given, size)
+    write(written_to(given) / "diversity.json", json.dumps(made, indent=1) + "\n")
+    draw(made, size, written_to(given) / "diversity.png")
+    print(json.dumps(made, indent=1))
+
+
+if __name__ == "__main__":
+    main()

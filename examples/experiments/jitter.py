@@ -1,0 +1,367 @@
+"""Does patch jitter lower the error of long forecasts, and why?
+
+    python examples/simulate.py runs/nano/data --recipe nano
+    OMP_NUM_THREADS=1 python examples/experiments/jitter.py --output runs/experiments
+    OMP_NUM_THREADS=1 python examples/experiments/jitter.py --output runs/jitter-tiny --tiny   # does it run?
+
+Two arms, with jitter and without, two seeds each: 2000 steps on nine scenarios in the plane, on two grids each, without
+rotations, so that a model of 1.5 million parameters gets beyond persistence in six minutes. Then forecasts of 60 frames
+of the test trajectories. Each arm also forecasts the other way (jitter where it was trained without, and the reverse),
+the first as the mean over four shifts at each step, and both from their checkpoints after a quarter and half of the
+steps. The same command goes on after a stop.
+"""
+
+import argparse
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import (
+    PLANES,
+    Results,
+    Windows,
+    averaged_model,
+    parser,
+    ratio_interval,
+    rollout,
+    tiny_data,
+    train,
+    write,
+    written_to,
+)  # fmt: skip
+from torch import Tensor
+
+from walrus_hf import WalrusConfig, WalrusForPrediction
+from walrus_hf.normalization import delta_scales, per_channel
+from walrus_hf.training.arguments import PretrainingArguments
+
+VARIANTS = (0, 2)
+# Periodic along both axes, on 64 x 64 cells: where shifts and spectra have a plain meaning.
+PERIODIC = ("burgers", "euler_multi_quadrants_periodic", "gray_scott", "kolmogorov_flow", "shear_flow", "wave")
+ARMS = {"jitter": True, "none": False}
+SHIFTS = ((1, 3), (3, 6), (5, 2), (2, 5))  # cells along H and W; none is a multiple of a patch
+
+
+class Size:
+    """How much of everything; the settings of `--tiny` are for trying whether it runs."""
+
+    def __init__(self, tiny: bool) -> None:
+        self.scenarios = ("wave", "shear_flow") if tiny else PLANES
+        self.steps = 4 if tiny else 2000
+        self.seeds = 1 if tiny else 2
+        self.lead = 3 if tiny else 60
+        self.long = (2, 3) if tiny else (21, 60)  # lead times of the "long" error, as published
+        self.shifts = 2 if tiny else 4
+        self.spectrum = (1, 3) if tiny else (1, 20)
+        self.periodic = self.scenarios if tiny else PERIODIC
+
+    def sources(self, data: Path, variants: Sequence[int] = VARIANTS) -> list[Path]:
+        return [data / str(variant) / name for name in self.scenarios for variant in variants]
+
+
+def train_arm(given: argparse.Namespace, size: Size, name: str, seed: int) -> PretrainingArguments:
+    """One of the arms; components.py starts from these, too."""
+    folder = given.output / "jitter" / f"{name}-seed{seed}"
+    return train(folder, size.sources(given.data), size.steps, seed, given.tiny, model={"jitter": ARMS[name]})
+
+
+# --- what is measured
+
+
+def curves(
+    model: WalrusForPrediction, sources: Sequence[Path], lead: int, jitter: bool, seed: int, shifts: int = 1
+) -> dict[str, list[list[float]]]:
+    """Errors of forecasts of the test trajectories: source -> (trajectories, lead times)."""
+    found = {}
+    for source in sources:
+        windows = Windows.of(source / "data" / "test", model.config, lead)
+        forecast = rollout(model, windows.inputs, lead, jitter, seed, shifts)
+        found[f"{source.parent.name}/{source.name}"] = windows.errors(forecast).round(4).tolist()
+    return found
+
+
+def still(config: WalrusConfig, sources: Sequence[Path], lead: int) -> dict[str, list[list[float]]]:
+    """The same of the forecast that nothing changes."""
+    found = {}
+    for source in sources:
+        windows = Windows.of(source / "data" / "test", config, lead)
+        found[f"{source.parent.name}/{source.name}"] = windows.errors(None).round(4).tolist()
+    return found
+
+
+def equivariance_error(change: Callable[[Tensor], Tensor], fields: Tensor, shifts: Sequence[tuple[int, int]]) -> float:
+    """How far a map is from commuting with shifts of a periodic plane, relative to what it returns.
+
+    The root mean square of `shift back(change(shift(fields))) - change(fields)` over that of `change(fields)`.
+
+    Args:
+        change: of fields `(B, T, C, H, W, D)`.
+        shifts: cells along H and W.
+    """
+    still = change(fields)
+    moved = [change(fields.roll(shift, (3, 4))).roll((-shift[0], -shift[1]), (3, 4)) for shift in shifts]
+    return float((torch.stack(moved) - still).square().mean().sqrt() / still.square().mean().sqrt())
+
+
+def spectrum(values: np.ndarray) -> np.ndarray:
+    """Power by wavenumber along the last axis, mean over the others."""
+    power = np.abs(np.fft.rfft(values, axis=-1) / values.shape[-1]) ** 2
+    return power.reshape(-1, power.shape[-1]).mean(0)
+
+
+def comb(power: np.ndarray, tokens: int) -> float:
+    """Decades by which a spectrum stands out at multiples of the number of tokens along the axis.
+
+    Patches leave aliases there (section 3.2 of the paper). The power around each multiple below the highest wave is
+    compared with the geometric mean of the power half-way to its neighbours, so a spectrum that falls off evenly has
+    none. NaN where the patches are too small for that.
+    """
+    half = tokens // 2
+
+    def around(k: int) -> float:
+        return float(np.log10(power[k - 1 : k + 2].mean() + 1e-30))
+
+    peaks = range(tokens, len(power) - half, tokens)
+    return float(np.mean([around(k) - (around(k - half) + around(k + half)) / 2 for k in peaks])) if peaks else np.nan
+
+
+@torch.no_grad()
+def causes(
+    model: WalrusForPrediction, sources: Sequence[Path], jitter: bool, steps: Sequence[int]
+) -> dict[str, dict[str, float]]:
+    """For each source how well the model commutes with shifts, and the traces of patches in its error after `steps`."""
+    found = {}
+    for source in sources:
+        windows = Windows.of(source / "data" / "test", model.config, max(steps))
+        given = {name: value for name, value in windows.inputs.items() if name != "field_values"}
+        real = ~given["padded_channels"][0]
+
+        def change(fields: Tensor, given: dict = given, real: Tensor = real) -> Tensor:
+            return model(fields, **given, jitter=False, frames_to_keep=1).delta[:, :, real]
+
+        state = windows.inputs["field_values"]
+        truth = torch.cat([windows.processor(t)["field_values"] for t in windows.truths])
+        scales = per_channel(delta_scales(state, model.config.scale_eps))
+        target = ((truth[:, :1] - state[:, -1:]) / scales)[:, :, real]
+        miss = change(state) - target
+        row = {
+            "equivariance": equivariance_error(change, state, SHIFTS),
+            "one_step": float(miss.square().mean().sqrt() / target.square().mean().sqrt()),
+        }
+        forecast = rollout(model, windows.inputs, max(steps), jitter)
+        tokens = model.model.make_plan(state, given["boundary_conditions"], jitter=False).tokens
+        for step in steps:
+            values = truth[:, step - 1, real].numpy()  # (B, C, H, W, 1)
+            error = forecast[:, step - 1, real].numpy() - values
+            size = values.std((2, 3, 4), keepdims=True) + 1e-12  # fields of other units count alike
+            for name, x in (("error", error / size), ("truth", values / size)):
+                powers = [spectrum(np.moveaxis(x, axis, -1)) for axis in (2, 3)]
+                row[f"comb_{name}_{step}"] = float(np.mean([comb(p, tokens[i]) for i, p in enumerate(powers)]))
+                row[f"spectrum_{name}_{step}"] = np.log10(powers[0] + 1e-30).round(4).tolist()
+        found[source.name] = row
+    return found
+
+
+# --- tables and the picture
+
+
+def errors_of(found: Sequence[dict], sources: Sequence[Path], first: int, last: int) -> np.ndarray:
+    """(seeds, scenarios, trajectories): mean over lead times; the trajectories of all variants beside each other."""
+    names = list(dict.fromkeys(source.name for source in sources))
+    keys = {name: [f"{s.parent.name}/{s.name}" for s in sources if s.name == name] for name in names}
+    return np.array(
+        [[np.concatenate([np.array(f[k])[:, first - 1 : last].mean(1) for k in keys[n]]) for n in names] for f in found]
+    )
+
+
+def improvement(ratios: np.ndarray) -> np.ndarray:
+    """The median over scenarios, as a part of the error without jitter."""
+    return 1 - np.median(ratios, axis=-1)
+
+
+def wins(ratios: np.ndarray) -> np.ndarray:
+    return (ratios < 1).sum(axis=-1)
+
+
+def evaluate(
+    results: Results, size: Size, arguments: PretrainingArguments, arm: str, seed: int, step: int, jitter: bool,
+    shifts: int, sources: Sequence[Path],
+) -> dict:  # fmt: skip
+    """`curves` of an arm after so many steps; components.py asks for some of the same."""
+    key = f"curves {arm} {seed} {step} {way_of(jitter, shifts)}"
+    return results.get(
+        key, lambda: curves(averaged_model(arguments, step), sources, size.lead, jitter, seed, shifts)
+    )  # fmt: skip
+
+
+def way_of(jitter: bool, shifts: int) -> str:
+    """How a forecast is made, in words."""
+    return f"{shifts} shifts" if shifts > 1 else "jitter" if jitter else "none"
+
+
+def measure(given: argparse.Namespace, size: Size) -> dict:
+    """(arm, seed, steps of training, way of the forecast or "causes") -> results. Trains what is not there yet."""
+    results = Results(given.output / "jitter" / "results.json")
+    both, plain = size.sources(given.data), size.sources(given.data, VARIANTS[:1])
+    periodic = [given.data / str(VARIANTS[0]) / name for name in size.periodic]
+    arguments = {(arm, seed): train_arm(given, size, arm, seed) for seed in range(size.seeds) for arm in ARMS}
+    todo = []
+    for (arm, seed), step in itertools.product(arguments, (size.steps, size.steps // 4, size.steps // 2)):
+        last = step == size.steps
+        todo.append((arm, seed, step, ARMS[arm], 1, both if last else plain))
+        if last:
+            todo.append((arm, seed, step, not ARMS[arm], 1, plain))
+        if last and ARMS[arm]:
+            todo.append((arm, seed, step, True, size.shifts, plain))
+    found: dict = {}
+    for arm, seed, step, jitter, shifts, sources in todo:
+        its = arguments[arm, seed]
+        found[arm, seed, step, way_of(jitter, shifts)] = evaluate(
+            results, size, its, arm, seed, step, jitter, shifts, sources
+        )
+        found[arm, seed, step, "causes"] = results.get(
+            f"causes {arm} {seed} {step}",
+            lambda its=its, arm=arm, step=step: causes(averaged_model(its, step), periodic, ARMS[arm], size.spectrum),
+        )
+    config = arguments["none", 0].config()
+    found["still"] = results.get("still", lambda: still(config, both, size.lead))
+    return found
+
+
+def summary(found: dict, given: argparse.Namespace, size: Size) -> dict:
+    """What the written result says."""
+    both, plain = size.sources(given.data), size.sources(given.data, VARIANTS[:1])
+    seeds, steps = range(size.seeds), size.steps
+    windows = {"1": (1, 1), "all": (1, size.lead), f"{size.long[0]}:{size.long[1]}": size.long}
+
+    def of(arm: str, way: str, sources: Sequence[Path], window: tuple[int, int], step: int = steps) -> np.ndarray:
+        return errors_of([found[arm, seed, step, way] for seed in seeds], sources, *window)
+
+    made: dict = {"scenarios": list(size.scenarios), "main": {}, "cross": {}, "length": {}, "causes": {}}
+    for name, window in windows.items():
+        with_, without = of("jitter", "jitter", both, window), of("none", "none", both, window)
+        persistence = np.median(errors_of([found["still"]], both, *window)[0], axis=-1)
+        each = ratio_interval(with_, without, lambda r: 1 - r)
+        made["main"][name] = {
+            "jitter": np.median(with_, -1).mean(0).round(4).tolist(),
+            "none": np.median(without, -1).mean(0).round(4).tolist(),
+            "persistence": persistence.round(4).tolist(),
+            "improvement": [np.round(x, 4).tolist() for x in each],
+            "median improvement": [round(float(x), 4) for x in ratio_interval(with_, without, improvement)],
+            "scenarios won": [int(x) for x in ratio_interval(with_, without, wins)],
+            "between seeds": [round(float(x), 4) for x in _between_seeds(with_, without)],
+        }
+    for name, window in windows.items():
+        reference = of("none", "none", plain, window)
+        ways = [("jitter", "jitter"), ("jitter", "none"), ("none", "jitter"), ("jitter", f"{size.shifts} shifts")]
+        for arm, way in ways:
+            ratio = ratio_interval(of(arm, way, plain, window), reference, improvement)
+            won = ratio_interval(of(arm, way, plain, window), reference, wins)
+            made["cross"][f"{name}: trained {arm}, forecast {way}"] = [round(float(x), 4) for x in (*ratio, *won)]
+    for step, (name, window) in itertools.product((steps // 4, steps // 2, steps), windows.items()):
+        a, b = of("jitter", "jitter", plain, window, step), of("none", "none", plain, window, step)
+        made["length"][f"{name}: {step}"] = [round(float(x), 4) for x in ratio_interval(a, b, improvement)]
+    for arm, step in itertools.product(ARMS, (steps // 4, steps // 2, steps)):
+        rows = [list(found[arm, seed, step, "causes"].values()) for seed in seeds]
+        made["causes"][f"{arm}: {step}"] = {
+            name: np.mean([[row[name] for row in r] for r in rows], (0, 1)).round(4).tolist() for name in rows[0][0]
+        }
+    return made
+
+
+def _between_seeds(with_: np.ndarray, without: np.ndarray) -> list[float]:
+    """Median over scenarios of how far two seeds of one arm lie apart, as a part of their mean: the noise floor."""
+    each = [np.median(x, -1) for x in (with_, without)]
+    return [float(np.median((x.max(0) - x.min(0)) / x.mean(0))) for x in each]
+
+
+def draw(made: dict, found: dict, given: argparse.Namespace, size: Size, file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, ((a, b, e), (c, d, f)) = plt.subplots(2, 3, figsize=(15, 8), layout="constrained")
+    _, plain = size.sources(given.data), size.sources(given.data, VARIANTS[:1])
+    middle, low, high = (100 * np.array(x) for x in made["main"]["all"]["improvement"])
+    place = np.arange(len(middle))[::-1]
+    a.errorbar(middle, place, xerr=[middle - low, high - middle], fmt="o", color="C0", capsize=2)
+    a.axvline(0, color="black", lw=0.8)
+    a.set(yticks=place, xlabel=f"error lower with jitter by, % (steps 1 to {size.lead})", title="each scenario")
+    a.set_yticklabels([name.replace("_", " ") for name in size.scenarios], fontsize=8)
+    lines = [("jitter", "jitter", "C0", "-"), ("none", "none", "C1", "-"), ("jitter", "none", "C0", ":"),
+             ("none", "jitter", "C1", ":"), ("jitter", f"{size.shifts} shifts", "C2", "-")]  # fmt: skip
+    lead = np.arange(1, size.lead + 1)
+    for arm, way, color, style in lines:
+        each = [errors_of([found[arm, s, size.steps, way] for s in range(size.seeds)], plain, n, n) for n in lead]
+        over = np.median(np.median(np.stack(each), -1).mean(1), -1)
+        b.plot(lead, over, style, color=color, label=f"trained: {arm}, forecast: {way}")
+    idle = [np.median(np.median(errors_of([found["still"]], plain, n, n)[0], -1)) for n in lead]
+    b.plot(lead, idle, color="grey", lw=0.8, label="nothing changes")
+    b.set(xlabel="step", ylabel="VRMSE, median over scenarios", yscale="log", title="trained and forecast")
+    b.legend(fontsize=7)
+    steps = [size.steps // 4, size.steps // 2, size.steps]
+    for name, color in zip(made["main"], ("C0", "C1", "C2")):
+        middle, low, high = 100 * np.array([made["length"][f"{name}: {step}"] for step in steps]).T
+        c.errorbar(
+            steps, middle, [middle - low, high - middle], fmt="o-", color=color, capsize=2, label=f"steps {name}"
+        )
+    c.axhline(0, color="black", lw=0.8)
+    c.set(xlabel="training steps", ylabel="error lower with jitter by, %", title="median over scenarios", xticks=steps)
+    c.legend(fontsize=7)
+    for arm, color in zip(ARMS, ("C0", "C1")):
+        rows = [made["causes"][f"{arm}: {step}"] for step in steps]
+        d.plot(steps, [row["equivariance"] for row in rows], "o-", color=color, label=f"shift error, trained: {arm}")
+        d.plot(steps, [row["one_step"] for row in rows], "s:", color=color, label=f"error of the change, {arm}")
+    d.set(xlabel="training steps", ylabel="relative to the change", title="does it commute with shifts?", xticks=steps)
+    d.set_ylim(bottom=0)
+    d.legend(fontsize=7)
+    last = size.spectrum[-1]
+    for arm, color in zip(ARMS, ("C0", "C1")):
+        row = made["causes"][f"{arm}: {size.steps}"]
+        for step, style in zip(size.spectrum, (":", "-")):
+            e.plot(row[f"spectrum_error_{step}"], style, color=color, label=f"error at step {step}, trained: {arm}")
+        f.plot(
+            steps, [made["causes"][f"{arm}: {s}"][f"comb_error_{last}"] for s in steps], "o-", color=color, label=arm
+        )
+    e.plot(row[f"spectrum_truth_{last}"], color="grey", lw=0.8, label=f"truth at step {last}")
+    for k in range(8, len(row[f"spectrum_truth_{last}"]), 8):
+        e.axvline(k, color="black", lw=0.4)
+    e.set(xlabel="waves along x (lines: multiples of the tokens)", ylabel="log10 power", title="spectrum")
+    e.legend(fontsize=7)
+    f.axhline(row[f"comb_truth_{last}"], color="grey", lw=0.8, label="truth")
+    f.set(
+        xlabel="training steps",
+        ylabel=f"decades, error at step {last}",
+        title="excess at the tokens' waves",
+        xticks=steps,
+    )
+    f.legend(fontsize=7)
+    figure.savefig(file, dpi=100)
+    plt.close(figure)
+
+
+def main() -> None:
+    given = parser(__doc__).parse_args()
+    size = Size(given.tiny)
+    if given.tiny:
+        tiny_data(given.data)
+    found = measure(given, size)
+    made = summary(found, given, size)
+    write(written_to(given) / "jitter.json", json.dumps(made, indent=1) + "\n")
+    draw(made, found, given, size, written_to(given) / "jitter.png")
+    print("| scenario | jitter | none | nothing changes | lower by |\n|---|---|---|---|---|")
+    every = made["main"]["all"]
+    for i, name in enumerate(size.scenarios):
+        middle, low, high = (100 * every["improvement"][k][i] for k in range(3))
+        print(f"| {name} | {every['jitter'][i]:.3f} | {every['none'][i]:.3f} | {every['persistence'][i]:.3f} "
+              f"| {middle:.0f}% ({low:.0f} to {high:.0f}) |")  # fmt: skip
+    for name, row in {**made["cross"], **made["length"], **made["causes"]}.items():
+        print(name, row)
+
+
+if __name__ == "__main__":
+    main()

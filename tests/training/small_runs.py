@@ -20,6 +20,10 @@ STEPS, SLOTS = 6, 4
 # What may differ between two runs of the same steps.
 TIMES = ("seconds", "samples_per_second", "frames_per_second", "predicted_utilisation", "measured_utilisation")
 CONFIGS = Path(__file__).parents[2] / "examples" / "accelerate_configs"
+# `accelerate launch` with what its processes import. They are forked from it, by torchrun's options of these names: for
+# short runs importing everything in each of them takes longer than the runs.
+LAUNCHER = "import walrus_hf.training.loop; from accelerate.commands.launch import main; main()"
+FORKED = {"PET_START_METHOD": "fork", "PET_RUN_PATH": "1"}
 
 
 def write_sources(folder: Path) -> None:
@@ -68,13 +72,13 @@ def launch(config: str, processes: int, *command: str, groups: int | None = None
         assert sizes["parallelism_config_dp_replicate_size"] * sizes["parallelism_config_dp_shard_size"] == 96
         given += ["--parallelism_config_dp_replicate_size", str(groups)]
         given += ["--parallelism_config_dp_shard_size", str(processes // groups)]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{config}.yaml")]
-    return [*launcher, *given, *command]
+    return [sys.executable, "-c", LAUNCHER, "--config_file", str(CONFIGS / f"{config}.yaml"), *given, *command]
 
 
 def run_processes(command: list[str], timeout: int = 300) -> subprocess.CompletedProcess:
     """Of a `launch`, to its end."""
-    return subprocess.run(command, capture_output=True, text=True, env=cpu_environment(), check=False, timeout=timeout)
+    environment = cpu_environment() | FORKED
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=timeout)
 
 
 def assert_finished(done: subprocess.CompletedProcess) -> None:

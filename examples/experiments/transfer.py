@@ -80,6 +80,20 @@ def errors(pipe: WalrusPipeline | None, truths: list[Trajectory], steps: int) ->
     return {"next": float(mean[0]), "all": float(mean.mean())}
 
 
+def tune(
+    start: str | WalrusPipeline, train: list[Trajectory], valid: list[Trajectory], steps: int, method: str, rate: float,
+    seed: int = 0,
+) -> tuple[WalrusPipeline, float]:  # fmt: skip
+    """Fine-tune by a method of `SETTINGS` (or all weights); also returns the share of the weights that was trained."""
+    pipe = fit(
+        start, train, validation=valid, max_steps=steps, batch_size=4, learning_rate=rate, frames=CONTEXT,
+        patience=None, **SETTINGS.get(method, {"method": "full"}), validation_steps=max(1, steps // 2),
+        gradient_checkpointing=False, max_grad_norm=1.0, rollout_steps=1, validation_batches=6, seed=seed,
+    )  # fmt: skip
+    trained = sum(p.numel() for p in pipe.model.parameters() if p.requires_grad)
+    return pipe, trained / sum(p.numel() for p in pipe.model.parameters())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
@@ -97,14 +111,7 @@ def main() -> None:
         key = f"{method}, {size} trajectories, rate {rate:g}"
         if key not in results:
             start = str(given.output / "untrained") if method == "scratch" else base
-            pipe = fit(
-                start, train[:size], validation=valid, max_steps=steps, batch_size=4, learning_rate=rate,
-                frames=CONTEXT, patience=None, **SETTINGS.get(method, {"method": "full"}),
-                validation_steps=max(1, steps // 2), gradient_checkpointing=False, max_grad_norm=1.0,
-                rollout_steps=1, validation_batches=6,
-            )  # fmt: skip
-            trained = sum(p.numel() for p in pipe.model.parameters() if p.requires_grad)
-            share = trained / sum(p.numel() for p in pipe.model.parameters())
+            pipe, share = tune(start, train[:size], valid, steps, method, rate)
             results[key] = {"valid": errors(pipe, valid, 1), "test": errors(pipe, test, 8), "trained": share}
             file.write_text(json.dumps(results, indent=1))
         return results[key]

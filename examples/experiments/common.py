@@ -35,6 +35,7 @@ PLANES = (
     "acoustic_scattering", "burgers", "euler_multi_quadrants_open", "euler_multi_quadrants_periodic", "gray_scott",
     "kolmogorov_flow", "rayleigh_benard", "shear_flow", "wave",
 )  # fmt: skip
+TINY = ("wave", "acoustic_scattering")  # scenarios of `--tiny`, which need no JAX
 VOLUMES = ("advection_diffusion_3d", "turbulence_3d")
 # 1.5 million parameters, of which planes reach 1.0 million.
 MODEL = {
@@ -68,7 +69,7 @@ def written_to(given: argparse.Namespace) -> Path:
     return given.output if given.tiny else Path(__file__).parent
 
 
-def tiny_data(folder: Path, names: Sequence[str] = ("wave", "shear_flow"), variants: Sequence[int] = (0, 2)) -> None:
+def tiny_data(folder: Path, names: Sequence[str] = TINY, variants: Sequence[int] = (0, 2)) -> None:
     """Simulations for `--tiny`, laid out as those of the recipe."""
     for name in names:
         for variant in variants:

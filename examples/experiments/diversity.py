@@ -22,6 +22,7 @@ import numpy as np
 from common import (
     PLANES,
     RATES,
+    TINY,
     Results,
     by_trajectory,
     errors_from,
@@ -48,7 +49,7 @@ class Size:
     """How much of everything."""
 
     def __init__(self, tiny: bool) -> None:
-        self.planes = ("wave", "shear_flow") if tiny else PLANES
+        self.planes = TINY if tiny else PLANES
         self.trajectories = (1, 2) if tiny else (2, 8)
         self.steps, self.tuning, self.lead = (2, 2, 3) if tiny else (1000, 100, 20)
         self.rates = RATES[:1] if tiny else RATES

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from common import Results, errors_from, parser, tiny_data, train, trajectories, write, written_to
+from common import TINY, Results, errors_from, parser, tiny_data, train, trajectories, write, written_to
 
 from walrus_hf import WalrusForPrediction
 
@@ -44,10 +44,10 @@ def draw(losses: list[float], model: np.ndarray, still: np.ndarray, file: Path) 
 
 def main() -> None:
     given = parser(__doc__).parse_args()
-    steps, lead = (2, 3) if given.tiny else (300, 60)
+    scenario, steps, lead = (TINY[0], 2, 3) if given.tiny else (SCENARIO, 300, 60)
     if given.tiny:
-        tiny_data(given.data, (SCENARIO,))
-    source = given.data / "0" / SCENARIO
+        tiny_data(given.data, (scenario,))
+    source = given.data / "0" / scenario
     folder = given.output / "sanity" / "half"
     arguments = train(folder, [source], steps, 0, given.tiny, model={} if given.tiny else EIGHTH)
     results = Results(given.output / "sanity" / "results.json")

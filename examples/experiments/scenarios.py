@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from common import (
     RATES,
+    TINY,
     Results,
     by_trajectory,
     errors_from,
@@ -45,8 +46,8 @@ class Size:
     """How much of everything."""
 
     def __init__(self, tiny: bool) -> None:
-        self.order = ("wave", "shear_flow") if tiny else ORDER
-        self.unseen = "gray_scott" if tiny else UNSEEN
+        self.order = TINY if tiny else ORDER
+        self.unseen = "euler_multi_quadrants_periodic" if tiny else UNSEEN
         self.counts = (1, 2) if tiny else (1, 2, 4, 8)
         self.trajectories = (1, 2) if tiny else (2, 8)
         self.steps, self.tuning, self.lead = (2, 2, 3) if tiny else (1000, 100, 20)

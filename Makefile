@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test slow lint docs clean
+.PHONY: demo test slow lint docs licences clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/walrus-hf demo --output demo-output --overwrite
@@ -24,6 +24,10 @@ lint: $(VENV)/.test
 docs: $(VENV)/.test
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
 
+# The licences of all dependencies, in THIRD_PARTY_LICENCES.md.
+licences: $(VENV)/.test
+	$(VENV)/bin/python .ci/licences.py
+
 clean:
 	rm -rf $(VENV) demo-output site
 
@@ -32,7 +36,7 @@ $(VENV)/.venv:
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.venv pyproject.toml constraints.txt
-	$(PIP) --editable '.[train,plot,sim]'
+	$(PIP) --editable '.[plot,sim]'
 	touch $@
 
 $(VENV)/.test: $(VENV)/.venv pyproject.toml constraints.txt

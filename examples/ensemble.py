@@ -1,6 +1,6 @@
 """What the members of an ensemble know: CRPS, spread against skill, and ranks of the truth.
 
-    python examples/ensemble.py --model demo-output/model --data demo-output/unseen --members 8
+    python examples/ensemble.py --model walrus-nano --data demo-output/unseen --members 8
 
 Smaller, on waves that it simulates itself, with a model of random weights:
 

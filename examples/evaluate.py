@@ -1,6 +1,6 @@
 """Measure a model by the published protocol beside baselines, with and without jitter, and compare the two.
 
-    python examples/evaluate.py --model demo-output/model --data demo-output/unseen --output runs/evaluation
+    python examples/evaluate.py --model walrus-nano --data demo-output/unseen --output runs/evaluation
 
 Smaller, on waves that it simulates itself, with a model of random weights:
 
@@ -8,8 +8,8 @@ Smaller, on waves that it simulates itself, with a model of random weights:
 
 The command line does the same:
 
-    walrus-hf evaluate --model demo-output/model --data demo-output/unseen --output runs/evaluation/jitter
-    walrus-hf evaluate --model demo-output/model --data demo-output/unseen --no-jitter --output runs/evaluation/still
+    walrus-hf evaluate --model walrus-nano --data demo-output/unseen --output runs/evaluation/jitter
+    walrus-hf evaluate --model walrus-nano --data demo-output/unseen --no-jitter --output runs/evaluation/still
     walrus-hf compare runs/evaluation/still runs/evaluation/jitter
 """
 

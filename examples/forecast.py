@@ -1,6 +1,6 @@
 """Forecast a simulation file, compare with what the file goes on to hold, and draw both.
 
-    python examples/forecast.py --model demo-output/model --file demo-output/unseen/shear_flow.hdf5 --output runs/one
+    python examples/forecast.py --model walrus-nano --file demo-output/unseen/shear_flow.hdf5 --output runs/one
 
 Smaller, on a wave that it simulates itself, with a model of random weights:
 

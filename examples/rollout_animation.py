@@ -1,8 +1,7 @@
 """Forecast a simulation that the model has not seen, and look at it: film, panels, spectra, error against lead time.
 
-    walrus-hf demo --output demo-output                                  # trains the small model that is used here
-    python examples/rollout_animation.py --model demo-output/model --output pictures
-    python examples/rollout_animation.py --model demo-output/model --output pictures --film mp4 --overwrite
+    python examples/rollout_animation.py --output pictures
+    python examples/rollout_animation.py --output pictures --film mp4 --overwrite
     python examples/rollout_animation.py --model runs/tiny --scenario turbulence_3d --output volumes   # of pretrain.py
     python examples/rollout_animation.py --tiny --output pictures        # random weights, seconds on a CPU
 
@@ -30,7 +29,7 @@ FIRST = 8  # frames to forecast from
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="demo-output/model", help="folder of a checkpoint, or a Hub repository")
+    parser.add_argument("--model", default="walrus-nano", help="folder of a checkpoint, or a Hub repository")
     parser.add_argument("--scenario", choices=SIMULATIONS, default="shear_flow")
     parser.add_argument("--output", type=Path, required=True, help="folder for the pictures")
     parser.add_argument("--film", choices=("gif", "mp4"), default="gif")

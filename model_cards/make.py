@@ -1,12 +1,15 @@
 """Writes the cards in this folder: python model_cards/make.py
 
 Each folder holds `results.json`, which has every number, and `README.md`, which is made of it. Nothing is measured
-here: costs are counted, published results are copied from the package's `published_results.json`.
+here: costs are counted, published results are copied from the package's `published_results.json`, and those of
+walrus-nano are what `walrus-nano/measure.py` has written.
 """
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +20,19 @@ from walrus_hf import WalrusConfig, WalrusForPrediction
 from walrus_hf.cli.push import grid_costs
 from walrus_hf.data.scenarios import SCENARIOS
 from walrus_hf.evaluation.published import published_results
-from walrus_hf.model_card import PAPER, TAGS, TASK, adapter_card, checkpoint_card, markdown_table, published_training
+from walrus_hf.model_card import (
+    PAPER,
+    TAGS,
+    TASK,
+    adapter_card,
+    checkpoint_card,
+    markdown_table,
+    published_training,
+    size_text,
+)
 
 HERE = Path(__file__).parent
+OF_EQUAL_BUDGET = "walrus_of_equal_budget"  # as measure.py calls it
 WINDOWS = {"Table 1": ("1", "1:20", "21:60"), "Table 8": ("1", "1:10", "11:30"), "Table 7": ("full trajectory",)}
 
 CONVERSION = """The weights are not in this folder. Download `walrus.pt` and `extended_config.yaml` from
@@ -58,11 +71,24 @@ What only you know, write into its `README.md` before that: where the data come 
 held out, on which grids and time steps it was tried, and where it failed."""
 
 
+NANO = """The weights come with the package. They started from random ones and hold nothing of the published Walrus.
+
+```bash
+python examples/simulate.py runs/nano/data --recipe nano
+OMP_NUM_THREADS=2 python examples/pretrain.py --config examples/configs/nano.yaml
+python model_cards/walrus-nano/measure.py --data runs/nano/data --run runs/nano/run
+```
+
+The last command packs the running average of the weights into the package and makes every number of this card. MIT
+licence."""
+
+
 def main(output: Path = HERE) -> None:
     for name, (results, card) in {
         "walrus-1.3b": walrus(),
         "halfwalrus": half(),
         "adapter-template": template(),
+        "walrus-nano": nano(),
     }.items():
         folder = output / name
         folder.mkdir(exist_ok=True)
@@ -121,6 +147,166 @@ def template() -> tuple[dict[str, Any], str]:
         "and the base.",
     )  # fmt: skip
     return {"source": "arXiv 2511.15684", "base": None, "evaluation": None, "provenance": None}, card
+
+
+def nano() -> tuple[dict[str, Any], str]:
+    """The checkpoint in the package, from what `walrus-nano/measure.py` wrote."""
+    folder = HERE / "walrus-nano"
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    added = folder / "baselines.json"
+    results["source"] = "arXiv 2511.15684"
+    results["baselines"] = json.loads(added.read_text(encoding="utf-8")) if added.is_file() else None
+    results["summary"] = {part: standings(compared(results, part)) for part in ("test", "unseen")}
+    results["summary"]["equal_budget"] = standings(compared(results, "test"), OF_EQUAL_BUDGET)
+    config, weights, trained = WalrusConfig(**results["config"]), results["weights"], results["training"]
+    card = checkpoint_card(
+        config, "walrus-nano",
+        f"A small Walrus ({PAPER}) that comes with `walrus_hf` and forecasts on a CPU. It was trained by this project, "
+        "on simulations of its own alone; it is a model to try things with, and no surrogate for anything.\n\n"
+        "![Truth, forecast and error of a shear flow of the test split](forecast.gif)",
+        results["parameters"], model="walrus-nano", frames=(results["frames"]["planes"], results["frames"]["volumes"]),
+        size=f"{size_text(config, results['parameters'])} Stored in {weights['stored']}, {weights['megabytes']} MB; "
+        f"computes in {weights['computed']}.",
+        costs=results["costs"], evaluation=nano_evaluation(results), training=nano_training(trained),
+        provenance=f"{NANO}\n\nCommit of the training: {trained['commit'] or 'not recorded'}. SHA-256 of "
+        f"`model.safetensors`: `{weights['sha256']}`.",
+        data=ModelCardData(license="mit", library_name="walrus_hf", pipeline_tag=TASK, tags=list(TAGS)),
+        limits=[f"It was trained on frames that lie 1 to {trained['stride_max']} frames of the simulations apart, on "
+                "grids as listed above; larger ones get larger patches, not more tokens."],
+    )  # fmt: skip
+    return results, card
+
+
+def nano_training(trained: Mapping[str, Any]) -> str:
+    """Data and settings."""
+    rows = [
+        [name, ", ".join(found["grids"]), "; ".join(variant_text(variant) for variant in found["variants"])]
+        for name, found in trained["scenarios"].items()
+    ]
+    recipe = f"`{trained['recipe']}`" if trained["recipe"] else "a recipe that is not in this repository"
+    table = markdown_table(["scenario of `walrus_hf.data.simulate`", "grids", "parameters of the variants"], rows)
+    return (
+        f"{trained['scenario_count']} scenarios in {trained['variants_each']} variants, each a source of "
+        f"{trained['trajectories']} trajectories of {trained['frames_each']} frames (split `train`), simulated for "
+        f"it:\n\n{table}\n\n{trained['steps']:,} optimiser steps in {trained['minutes']:,} minutes on a CPU, by "
+        f"{recipe}: {trained['windows']:,} windows of {trained['frames']} frames and the "
+        f"one after them (distance 1 to {trained['stride_max']}), rotated and placed in space at random, with jitter; "
+        f"mode `{trained['mode']}`, seed {trained['seed']}, {'Muon and AdamW' if trained['muon'] else 'AdamW'}, "
+        f"learning rate {trained['learning_rate']:g}, running average of the weights, decay {trained['ema_decay']:g}."
+    )
+
+
+def variant_text(variant: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in variant.items()) or "as they come"
+
+
+def compared(results: Mapping[str, Any], part: str) -> dict[str, dict[str, Any]]:
+    """Source -> forecaster -> windows, trained baselines included."""
+    added = (results["baselines"] or {}).get(part, {})
+    return {name: {**found["forecasters"], **added.get(name, {})} for name, found in results[part].items()}
+
+
+def median(forecasters: Mapping[str, Any], who: str, window: str) -> float:
+    """Infinite where the forecast failed."""
+    found = forecasters[who][window]["median"]
+    return math.inf if found is None else found
+
+
+def standings(sources: Mapping[str, Mapping[str, Any]], own: str = "model") -> dict[str, dict[str, Any]]:
+    """By window: of how many sources a Walrus' median is below that of persistence, and of the best of all others."""
+    sources, found = {name: forecasters for name, forecasters in sources.items() if own in forecasters}, {}
+    for window in ("1", "1:10", "11:30") if sources else ():
+        behind, behind_best = [], {}
+        for name, forecasters in sources.items():
+            error = median(forecasters, own, window)
+            others = [who for who in forecasters if who not in ("model", OF_EQUAL_BUDGET)]
+            best = min(others, key=lambda who: median(forecasters, who, window))
+            if not error < median(forecasters, "persistence", window):
+                behind.append(name)
+            if not error < median(forecasters, best, window):
+                behind_best[name] = best
+        found[window] = {
+            "sources": len(sources), "below_persistence": len(sources) - len(behind),
+            "not_below_persistence": behind, "below_best": len(sources) - len(behind_best),
+            "not_below_best": behind_best,
+        }  # fmt: skip
+    return found
+
+
+def nano_evaluation(results: Mapping[str, Any]) -> str:
+    """Protocol, what it comes to, and tables by window of lead time."""
+    protocol, baselines, film = results["protocol"], results["baselines"], results["film"]
+    equals = results["summary"]["equal_budget"]
+    trained = "Baselines trained at equal budget: not measured." if baselines is None else baselines["budget"]
+    return "\n\n".join([
+        f"Measured by `measure.py` with the evaluator of `walrus-hf evaluate` (walrus_hf "
+        f"{results['versions']['walrus_hf']}, {results['device']}) on the weights as they are in the package: "
+        f"{protocol['steps']} steps from frame {protocol['start']} on, jitter on, seed {protocol['seed']}. Numbers are "
+        "medians over trajectories of the VRMSE, mean of fields; in brackets the bootstrap interval of level "
+        f"{protocol['bootstrap']['level']:g}. 1 is as good as the spatial mean; below `persistence` is skill. The best "
+        "of a row is bold. `results.json` has means as well.",
+        f"`linear extrapolation` and `dmd` (dynamic modes of the {results['frames_of_dmd']} frames before the start; "
+        f"walrus-nano reads the last {results['frames']['planes']}) need no training. {trained}",
+        *([f"`walrus of equal budget`, on its sources: {verdict(equals)}"] if equals else []),
+        f"### Test split of the training sources\n\n{count(results['test'])} {verdict(results['summary']['test'])}",
+        *tables(results, "test"),
+        "### Simulations unlike the training data\n\nOther seeds, and what the column says; `simulations.py` has them. "
+        f"{count(results['unseen'])} {verdict(results['summary']['unseen'])}",
+        *tables(results, "unseen"),
+        f"The film above is the first test trajectory of `{film['source']}`: VRMSE {film['vrmse']:.3f} over its "
+        f"{film['steps']} steps. `tests/test_walrus_nano.py` forecasts the simulations under `fixed` in `results.json` "
+        "again, and compares three digits.",
+    ])  # fmt: skip
+
+
+def count(sources: Mapping[str, Any]) -> str:
+    return f"Trajectories a source: {max(found['trajectories'] for found in sources.values())}."
+
+
+def verdict(windows: Mapping[str, Mapping[str, Any]]) -> str:
+    """In how many sources the model is better, and where it is not."""
+    parts = []
+    for against, below, behind in (
+        ("persistence", "below_persistence", "not_below_persistence"),
+        ("the best other forecast of each source", "below_best", "not_below_best"),
+    ):
+        counts = ", ".join(f"{found[below]} of {found['sources']} at {name}" for name, found in windows.items())
+        parts.append(f"Below {against} in {counts}.")
+        for name, found in windows.items():
+            lost = found[behind]
+            if isinstance(lost, dict):
+                lost = [f"{source} ({who})" for source, who in lost.items()]
+            if lost:
+                parts.append(f"**Not** at {name}: {', '.join(lost)}.")
+    return " ".join(parts)
+
+
+def tables(results: Mapping[str, Any], part: str) -> list[str]:
+    """One a window: sources down, forecasters across."""
+    sources, parts = compared(results, part), []
+    names = list(dict.fromkeys(who for forecasters in sources.values() for who in forecasters))
+    for window, (first, last) in results["protocol"]["windows"].items():
+        rows = []
+        for source, forecasters in sources.items():
+            facts = results[part][source]
+            known = {who: median(forecasters, who, window) for who in names if window in forecasters.get(who, {})}
+            cells = [cell(forecasters[who][window], who, known) if who in known else "-" for who in names]
+            unlike = [facts["unlike"]] if part == "unseen" else []
+            rows.append([source, "x".join(map(str, facts["grid"])), *unlike, *cells])
+        head = ["source", "grid", *(["unlike"] if part == "unseen" else []), "walrus-nano"]
+        head += [who.replace("_", " ") for who in names if who != "model"]
+        title = "Step 1" if last == 1 else f"Steps {first} to {last}"
+        parts.append(f"{title}:\n\n{markdown_table(head, rows)}")
+    return parts
+
+
+def cell(found: Mapping[str, Any], who: str, known: Mapping[str, float]) -> str:
+    if found["median"] is None:
+        return "failed"
+    text = f"{found['median']:.4f}"
+    text = f"**{text}**" if found["median"] == min(known.values()) else text
+    told = who == "model" and found["median_low"] is not None  # a single trajectory has no interval
+    return f"{text} [{found['median_low']:.4f}, {found['median_high']:.4f}]" if told else text
 
 
 def counted(config: WalrusConfig) -> dict[str, Any]:

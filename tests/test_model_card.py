@@ -15,7 +15,7 @@ from walrus_hf.model_card import checkpoint_card, converted_card, evaluation_ent
 from .hub.results import small_results
 
 CARDS = Path(__file__).parents[1] / "model_cards"
-FOLDERS = [CARDS / name for name in ("walrus-1.3b", "halfwalrus", "adapter-template")]
+FOLDERS = [CARDS / name for name in ("walrus-1.3b", "halfwalrus", "adapter-template", "walrus-nano")]
 
 
 def card(**kwargs):
@@ -185,6 +185,47 @@ def test_published_numbers_are_called_published_and_none_is_called_measured():
     assert len(data.data.datasets) == 19
     for name in ("halfwalrus", "adapter-template"):
         assert "## Evaluation\n\nNot measured" in (CARDS / name / "README.md").read_text()
+
+
+def nano() -> tuple[str, dict]:
+    folder = CARDS / "walrus-nano"
+    return (folder / "README.md").read_text(), json.loads((folder / "results.json").read_text())
+
+
+@pytest.mark.parametrize("part", ["test", "unseen"])
+@pytest.mark.parametrize("window", ["1", "1:10", "11:30"])
+def test_the_card_of_walrus_nano_names_every_source_where_persistence_or_another_forecast_is_as_good(part, window):
+    text, results = nano()
+    start = text.index("### Test split" if part == "test" else "### Simulations unlike")
+    told = text[start : text.index("\nStep 1:", start)]
+    below, best = told.split("Below ")[1:]
+    for name, source in results[part].items():
+        trained = (results["baselines"] or {}).get(part, {}).get(name, {})
+        medians = {
+            who: float("inf") if (value := found[window]["median"]) is None else value
+            for who, found in {**source["forecasters"], **trained}.items()
+            if who != "walrus_of_equal_budget"
+        }
+        own, still = medians.pop("model"), medians["persistence"]
+        lost = [found for found in re.findall(r"\*\*Not\*\* at (.*?):? (.*?)\.(?= |$)", below) if found[0] == window]
+        assert (own >= still) == any(name in found[1].split(", ") for found in lost)
+        lost = [found for found in re.findall(r"\*\*Not\*\* at (.*?): (.*?)\.(?= |$)", best) if found[0] == window]
+        assert (own >= min(medians.values())) == any(f"{name} (" in found[1] for found in lost)
+
+
+def test_the_card_of_walrus_nano_covers_all_its_training_data_and_is_small():
+    text, results = nano()
+    trained = results["training"]["scenarios"]
+    assert {name.partition("/")[2] for name in results["test"]} == set(trained)
+    assert len(results["test"]) == sum(len(found["variants"]) for found in trained.values()) >= 24
+    assert {len(found["grid"]) for found in results["test"].values()} == {2, 3}
+    assert len(results["unseen"]) >= 12
+    for known in ("persistence", "linear_extrapolation", "dmd"):
+        assert all(known in found["forecasters"] for found in [*results["test"].values(), *results["unseen"].values()])
+    assert "not measured" in text or results["baselines"] is not None
+    folder = CARDS / "walrus-nano"
+    assert (folder / "results.json").stat().st_size < 300_000
+    assert (folder / "forecast.gif").stat().st_size < 1_000_000
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

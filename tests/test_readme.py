@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from walrus_hf import WalrusPipeline, save_well
+from walrus_hf import save_well
 
 from .small_model import small_model
 
@@ -17,16 +17,14 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 @pytest.fixture
 def demo_has_run(tmp_path, monkeypatch):
-    """A small stand-in for what `make demo` leaves behind."""
+    """A small stand-in for what `make demo` and examples/simulate.py leave behind."""
     simulate = pytest.importorskip("walrus_hf.data.simulate")
     pytest.importorskip("exponax")
-    output = tmp_path / "demo-output"
-    WalrusPipeline(small_model(field2id=None)).save_pretrained(output / "model")
-    for folder in ("unseen", "data"):
-        (output / folder).mkdir()
-    save_well(simulate.shear_flow(0, (16, 24), frames=26), output / "unseen" / "shear_flow.hdf5")
-    save_well(simulate.shear_flow(1, (16, 24), frames=26), output / "data" / "shear_flow.hdf5")
-    save_well(simulate.gray_scott(1, (16, 24), frames=26), output / "data" / "gray_scott.hdf5")
+    unseen = tmp_path / "demo-output" / "unseen"
+    unseen.mkdir(parents=True)
+    save_well(simulate.shear_flow(0, (16, 24), frames=26), unseen / "shear_flow.hdf5")
+    for name in ("shear_flow", "wave"):
+        simulate.write_simulations(name, tmp_path / "runs" / "simulated", 1, grid=(16, 24), frames=26)
     monkeypatch.chdir(tmp_path)
 
 

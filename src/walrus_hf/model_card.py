@@ -325,9 +325,10 @@ def finetuned_card(results: Mapping[str, Any]) -> str:
     """
     settings, method = results["settings"], results["settings"]["method"]
     what = {"lora": "A LoRA adapter", "full": "A fine-tuned checkpoint", "head": "A checkpoint with a fine-tuned head"}
+    on_hub = results["base"].count("/") == 1 and not Path(results["base"]).exists()  # no folder, nothing in the package
     data = ModelCardData(
         library_name="peft" if method == "lora" else "walrus_hf",
-        base_model=None if Path(results["base"]).exists() else results["base"],  # the Hub knows no folders of ours
+        base_model=results["base"] if on_hub else None,
         tags=["physics", "partial-differential-equations", "surrogate-model", "walrus", *["lora"] * (method == "lora")],
     )
     told = ("method", "preset", "rank", "batch_size", "learning_rate", "normalization", "new_fields", "seed")

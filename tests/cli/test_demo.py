@@ -5,8 +5,12 @@ import sys
 
 import pytest
 
+from walrus_hf import WalrusPipeline
 from walrus_hf.cli import demo
+from walrus_hf.training.arguments import PretrainingArguments, read_recipe
 from walrus_hf.training.records import read_metrics
+
+from ..small_model import small_model
 
 
 def test_a_folder_with_something_in_it_is_kept(refused, tmp_path):
@@ -32,7 +36,12 @@ def test_a_file_as_output_is_refused(refused, tmp_path):
 
 def test_missing_packages_are_named_with_the_command_that_installs_them(refused, tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "find_spec", lambda name: None)
-    assert "pip install 'walrus-hf[plot,sim,train]'" in refused("demo", "--output", tmp_path / "out")
+    assert "pip install 'walrus-hf[plot,sim]'" in refused("demo", "--output", tmp_path / "out")
+    assert "pip install 'walrus-hf[plot,sim,train]'" in refused("demo", "--train", "--output", tmp_path / "out")
+
+
+def test_minutes_of_a_training_that_nobody_asked_for_are_refused(refused, tmp_path):
+    assert "expected together with --train" in refused("demo", "--minutes", "1", "--output", tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -48,21 +57,72 @@ def test_the_verdict_is_honest(capsys, walrus, verdict):
     assert verdict in capsys.readouterr().out
 
 
-def test_the_demo_simulates_trains_forecasts_and_draws(tmp_path):
+@pytest.fixture
+def short(monkeypatch):
+    """Eight steps of forecast, and two trajectories to train on."""
+    pytest.importorskip("exponax")
+    monkeypatch.setattr(demo, "STEPS", 8)
+    monkeypatch.setattr(demo, "LEAD_TIMES", (1, 2, 8))
+    monkeypatch.setattr(demo, "TRAIN_TRAJECTORIES", 2)
+
+
+def shown(folder, result):
+    assert result.code == 0, result.err
+    for name in ("shear_flow.gif", "gray_scott.gif", "error_growth.png", "unseen/gray_scott.hdf5"):
+        assert (folder / name).stat().st_size > 1000
+    assert "VRMSE of unseen trajectories by lead time" in result.out
+    assert "shear flow, persistence" in result.out
+    assert "beats persistence at every lead time" in result.out or "does NOT beat persistence" in result.out
+    demo._clear(folder, overwrite=True)
+    assert list(folder.iterdir()) == []
+
+
+def test_the_demo_simulates_forecasts_with_walrus_nano_and_draws(run, short, tmp_path):
+    result = run("demo", "--output", tmp_path / "demo")
+    assert "WalrusPipeline.from_pretrained('walrus-nano')" in result.out
+    assert {path.name for path in (tmp_path / "demo").iterdir()} == {
+        "unseen", "shear_flow.gif", "gray_scott.gif", "error_growth.png",
+    }  # fmt: skip
+    shown(tmp_path / "demo", result)
+
+
+def test_the_demo_forecasts_with_the_model_that_it_has_trained(run, short, tmp_path, monkeypatch):
+    def train(output, minutes):
+        assert minutes == 0.5
+        assert (output / "data" / "shear_flow.hdf5").is_file()
+        WalrusPipeline(small_model(field2id=None)).save_pretrained(output / "model")
+
+    monkeypatch.setattr(demo, "_train", train)
+    result = run("demo", "--train", "--minutes", "0.5", "--output", tmp_path / "demo")
+    assert f"WalrusPipeline.from_pretrained('{tmp_path / 'demo' / 'model'}')" in result.out
+    shown(tmp_path / "demo", result)
+
+
+def test_the_recipe_of_the_training_is_one_that_pretraining_takes(tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, check: commands.append(command) or subprocess.CompletedProcess(command, 0)
+    )
+    demo._train(tmp_path, 0.5)
+    recipe = PretrainingArguments(**read_recipe(tmp_path / "recipe.yaml"))
+    assert (recipe.max_seconds, recipe.output_dir) == (30, str(tmp_path))
+    assert recipe.config().tokens_per_axis == 8
+    assert commands[0][-2:] == ["--config", str(tmp_path / "recipe.yaml")]
+    assert "walrus_hf.training" in commands[0]
+
+
+@pytest.mark.slow
+def test_the_demo_trains_from_scratch(tmp_path):
     pytest.importorskip("exponax")
     program = "from walrus_hf.cli import demo, main; demo.TRAIN_TRAJECTORIES = 3; main()"
-    command = [sys.executable, "-c", program, "demo"]
+    command = [sys.executable, "-c", program, "demo", "--train"]
     command += ["--output", str(tmp_path / "demo"), "--minutes", "0.05"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    for name in ("shear_flow.gif", "gray_scott.gif", "error_growth.png", "model/model.safetensors"):
-        assert (tmp_path / "demo" / name).stat().st_size > 1000
     rows = read_metrics(tmp_path / "demo")
     assert {name for row in rows for name in row["losses"]} <= {"shear_flow", "gray_scott"}
+    assert (tmp_path / "demo" / "model" / "model.safetensors").stat().st_size > 1000
     assert "pretrain: 100%" in done.stderr  # the progress bar
     assert "scenario=" in done.stderr
-    assert "VRMSE of unseen trajectories by lead time" in done.stdout
-    assert "shear flow, persistence" in done.stdout
-    assert "beats persistence at every lead time" in done.stdout or "does NOT beat persistence" in done.stdout
     demo._clear(tmp_path / "demo", overwrite=True)
     assert list((tmp_path / "demo").iterdir()) == []

@@ -1,4 +1,4 @@
-"""`walrus-hf demo`: simulate, train a tiny model, forecast what it has not seen, and look at it; minutes on a CPU."""
+"""`walrus-hf demo`: simulate, forecast with walrus-nano or a model trained on the spot, and look at it, on a CPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import typer
 from .options import Overwrite, print_table
 
 SCENARIOS = ("shear_flow", "gray_scott")
-NEEDS = {"exponax": "sim", "accelerate": "train", "matplotlib": "plot", "imageio": "plot"}
+NEEDS = {"exponax": "sim", "matplotlib": "plot", "imageio": "plot"}
+MINUTES = 2.5
 TRAIN_TRAJECTORIES, FIRST, STEPS = 24, 8, 24
 LEAD_TIMES = (1, 2, 4, 8, 16, 24)
 # Of training/; the time alone ends the run.
@@ -30,25 +31,41 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for data, model and pictures.")] = Path(
         "demo-output"
     ),
-    minutes: Annotated[float, typer.Option(min=0.01, help="How long to train.")] = 2.5,
+    train: Annotated[
+        bool, typer.Option("--train", help="Train a tiny model from scratch instead of taking walrus-nano.")
+    ] = False,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.01, help=f"How long to train. Default: {MINUTES}.", show_default=False)
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Simulate two kinds of flow, train a tiny model on them, and forecast unseen trajectories."""
-    from ..pipeline_walrus import WalrusPipeline
-    from ..plotting import animate, plot_error_growth
-
-    missing = sorted({extra for package, extra in NEEDS.items() if find_spec(package) is None})
+    """Simulate two kinds of flow that a model has not seen, forecast them, and draw films."""
+    if minutes is not None and not train:
+        raise ValueError("--minutes: expected together with --train; walrus-nano is trained already")
+    needs = {**NEEDS, "accelerate": "train"} if train else NEEDS
+    missing = sorted({extra for package, extra in needs.items() if find_spec(package) is None})
     if missing:
         raise ImportError(f"the demo needs more packages: pip install 'walrus-hf[{','.join(missing)}]'")
     if output.is_file():
         raise ValueError(f"{output}: expected a folder, found a file")
     _clear(output, overwrite)
     begin = time.monotonic()
-    _simulate(output)
-    _train(output, minutes)
+    _simulate(output, TRAIN_TRAJECTORIES if train else 0)
+    model = str(output / "model") if train else "walrus-nano"
+    if train:
+        _train(output, MINUTES if minutes is None else minutes)
+    _verdict(_show(model, output))
+    typer.echo(f"{time.monotonic() - begin:.0f} s in all. The model: WalrusPipeline.from_pretrained('{model}')")
+
+
+def _show(model: str, output: Path) -> dict[str, dict]:
+    """Forecast, draw and print; by forecaster and scenario the VRMSE at each lead time."""
+    from ..pipeline_walrus import WalrusPipeline
+    from ..plotting import animate, plot_error_growth
+
     curves: dict[str, dict] = {"Walrus": {}, "persistence": {}}
     rows = []
-    pipe = WalrusPipeline.from_pretrained(output / "model")
+    pipe = WalrusPipeline.from_pretrained(model)
     for name in SCENARIOS:
         forecast, truth, scores = _forecast(pipe, output / "unseen" / f"{name}.hdf5")
         for who, errors in scores.items():
@@ -60,10 +77,7 @@ def demo(
         typer.echo(f"wrote {animate(forecast, truth, output / f'{name}.gif')}")
     typer.echo(f"wrote {plot_error_growth(curves, output / 'error_growth.png')}\n")
     print_table("VRMSE of unseen trajectories by lead time (in steps)", ["", *map(str, LEAD_TIMES)], rows)
-    _verdict(curves)
-    typer.echo(
-        f"{time.monotonic() - begin:.0f} s in all. The model: WalrusPipeline.from_pretrained('{output / 'model'}')"
-    )
+    return curves
 
 
 def _clear(output: Path, overwrite: bool) -> None:
@@ -87,24 +101,26 @@ def _clear(output: Path, overwrite: bool) -> None:
             path.unlink()
 
 
-def _simulate(output: Path) -> None:
+def _simulate(output: Path, trajectories: int) -> None:
+    """One unseen trajectory of each scenario, and so many to train on."""
     from tqdm.auto import tqdm
 
     from ..data import simulate
     from ..data.well_writer import save_well
 
     solvers = {"shear_flow": simulate.shear_flow, "gray_scott": simulate.gray_scott}
-    for folder in ("data", "unseen"):
+    for folder in ("unseen", *(["data"] if trajectories else [])):
         (output / folder).mkdir(parents=True, exist_ok=True)
-    with tqdm(total=len(SCENARIOS) * (TRAIN_TRAJECTORIES + 1), desc="simulate", unit="trajectory") as bar:
+    with tqdm(total=len(SCENARIOS) * (trajectories + 1), desc="simulate", unit="trajectory") as bar:
         for name in SCENARIOS:
             runs = []
-            for seed in range(TRAIN_TRAJECTORIES + 1):
+            for seed in range(trajectories + 1):
                 runs.append(solvers[name](seed))
                 bar.update()
-            # Seed 0 is kept for the forecast.
+            # Seed 0 is kept for the forecast; walrus-nano was trained on other seeds, too.
             save_well(runs[0], output / "unseen" / f"{name}.hdf5")
-            save_well(runs[1:], output / "data" / f"{name}.hdf5")
+            if trajectories:
+                save_well(runs[1:], output / "data" / f"{name}.hdf5")
 
 
 def _train(output: Path, minutes: float) -> None:

@@ -12,6 +12,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from walrus_hf import Trajectory, WalrusPipeline, cli, save_well
+from walrus_hf.bench.prediction import Rates
 
 from ..test_parity import parity_model
 
@@ -63,6 +64,12 @@ def run(monkeypatch, capsys):
     yield call
     transformers_logging.set_verbosity(verbosity)
     transformers_logging.enable_progress_bar()
+
+
+@pytest.fixture
+def known_rates(monkeypatch):
+    """Nothing is measured: 100 GFLOP/s and 10 GB/s."""
+    monkeypatch.setattr("walrus_hf.bench.prediction.measure_rates", lambda device: Rates(1e11, 1e10))
 
 
 @pytest.fixture

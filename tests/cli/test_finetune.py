@@ -53,6 +53,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(run, finetune, tmp_path, opt
     assert not list(tmp_path.glob("out/*.json"))
 
 
+@pytest.mark.usefixtures("known_rates")
 def test_info_tells_the_memory_of_a_step(run, model, refused):
     result = run("info", "--model", model, "--grid", "32x32", "--finetune", "lora", "--rank", "2", "--frames", "2")
     assert result.code == 0, result.err

@@ -31,16 +31,30 @@ def test_info_of_a_grid_shows_tokens_memory_and_time(run):
     assert "256 cells, periodic: 32 tokens of 8 cells" in result.out
     assert "128 cells, wall / open: 33 tokens of 4 cells" in result.out
     assert "one forecast step from 6 frames of 4 fields, in float32" in result.out
-    assert re.search(r"about [\d.]+ GiB: weights 4.79, working memory", result.out)
-    assert re.search(r"about [\d.]+ s at \d+% of this device's [\d,]+ GFLOP/s", result.out)
+    assert re.search(r"about [\d.]+ GiB: weights 4.79, working memory [\d.]+, forecast 0.00, libraries", result.out)
+    assert re.search(r"about [\d.e+]+ s at .*: [\d,]+ GFLOP/s in matrix products, [\d.,]+ GB/s in copies", result.out)
 
 
+@pytest.mark.usefixtures("known_rates")
+def test_info_of_a_forecast_multiplies_time_and_keeps_its_frames(run, model):
+    def numbers(*options):
+        text = run("info", "--model", model, "--grid", "256x256", "--channels", "4", *options).out
+        return re.findall(r"about ([\d.e+]+) s", text), float(re.search(r"forecast ([\d.]+)", text)[1])
+
+    (step, forecast), kept = numbers("--steps", "500")
+    assert float(forecast) == pytest.approx(500 * float(step), rel=0.01)
+    assert kept == pytest.approx(2 * 500 * 4 * 256**2 * 4 / 2**30, abs=0.006)
+    assert numbers()[1] == 0.0
+
+
+@pytest.mark.usefixtures("known_rates")
 def test_info_counts_three_frames_of_a_volume_and_takes_the_compute_dial(run, model):
     result = run("info", "--model", model, "--grid", "64x64x64", "--tokens-per-axis", "8", "--channels", "7")
     assert "512 tokens a frame" in result.out
     assert "from 3 frames of 7 fields" in result.out
 
 
+@pytest.mark.usefixtures("known_rates")
 def test_fewer_tokens_cost_less(run, model):
     def gflop(tokens):
         text = run("info", "--model", model, "--grid", "256x256", "--tokens-per-axis", tokens).out
@@ -49,6 +63,7 @@ def test_fewer_tokens_cost_less(run, model):
     assert gflop(32) > 3 * gflop(16)
 
 
+@pytest.mark.usefixtures("known_rates")
 def test_a_grid_outside_the_published_table_is_warned_of_in_one_line(run, model):
     result = run("info", "--model", model, "--grid", "97x64")
     assert result.code == 0
@@ -67,6 +82,7 @@ def test_a_grid_outside_the_published_table_is_warned_of_in_one_line(run, model)
         (("--grid", "64x64", "--boundaries", "sticky"), "found 'sticky'"),
         (("--grid", "64x64", "--boundaries", "wall/periodic"), "one side is periodic and the other is not"),
         (("--grid", "64x64", "--tokens-per-axis", "0"), "at least one token"),
+        (("--steps", "5"), "--steps: expected a --grid beside it"),
         (("--model", "./gone"), "./gone: expected the folder of a checkpoint, found none"),
         (("--device", "abacus"), "found 'abacus'"),
     ],

@@ -1,4 +1,4 @@
-"""Benchmarks: `python -m walrus_hf.bench forward | train | rollout | memory | load | data`.
+"""Benchmarks: `python -m walrus_hf.bench forward | train | rollout | memory | load | growth | data`.
 
 Speed is a ratio within one run, never a bare time.
 """
@@ -100,6 +100,36 @@ def load(repeats: Repeats = 3, json_file: Json = None, small: Small = False) -> 
     results = {"load": measure_load(small, repeats)}
     _print(results, describe_load, repeats, small)
     _write_json(json_file, results, small)
+
+
+@app.command()
+def growth(
+    repeats: Repeats = 3,
+    json_file: Json = None,
+    small: Small = False,
+    save: Annotated[bool, typer.Option("--save", help="Write the coefficients that `walrus-hf info` uses.")] = False,
+) -> None:
+    """How time and memory of a forecast step (float32) grow with frames, tokens, grid, layers and width: a fit.
+
+    Some cases are held out of it; a prediction of theirs that is off by more than 25% is an error.
+    """
+    from . import growth as curves
+
+    if save and small:
+        raise typer.BadParameter("expected full sizes beside --save")
+    found = curves.measure_growth(small, repeats)
+    coefficients = curves.fit(found)
+    ratios = curves.check(found, coefficients)
+    results = {name: {**row, **ratios[name]} for name, row in found.items()}
+    _print(results, curves.describe, repeats, small)
+    typer.echo(f"fitted: {curves.describe_fit(coefficients)}")
+    _write_json(json_file, {**results, "coefficients": coefficients}, small)
+    apart = curves.apart(results)
+    if apart and not small:
+        typer.echo(f"Off by more than {curves.WITHIN:.0%}: {', '.join(apart)}", err=True)
+        raise typer.Exit(1)
+    if save:
+        curves.save(coefficients, results)
 
 
 @app.command()

@@ -41,13 +41,31 @@ def forward_flops(
 def forward_bytes(
     config: WalrusConfig, plan: TokenizationPlan, frames: int, channels: int, item_size: int = 4
 ) -> dict[str, float]:
-    """Rough memory of one forecast step of one sample, by part: the encoder and a block do not peak together."""
-    second = config.patch_kernel_sizes[1]
+    """Bytes that live beside the weights in one forecast step of one sample, by part.
+
+    The encoder and a block do not peak together: the most is `fields` and the larger one of them. Work space of
+    libraries, and kernels that are laid out anew for the strides, are not in it.
+    """
+    width, stem, second = config.hidden_size, config.stem_hidden_size, config.patch_kernel_sizes[1]
     middle = math.prod((t - 1) * s2 + second for t, (_, s2), n in zip(plan.tokens, plan.strides, plan.grid) if n > 1)
+    wrapped = math.prod(n + sum(added) for n, added in zip(plan.lengths, plan.wrap_padding))
     stream = frames * plan.num_tokens * item_size
-    fields = frames * channels * math.prod(plan.lengths) * item_size
     return {
-        "fields": 6 * fields,  # state, scaled, padded, forecast and copies
-        "encoder": 3 * frames * middle * config.stem_hidden_size * item_size,
-        "block": stream * (8 * config.hidden_size + 3 * config.intermediate_size),
+        "fields": 2 * frames * channels * math.prod(plan.grid) * item_size,  # given and scaled
+        # The fields wrapped along one axis after another, or the first stage, its norm and its activation.
+        "encoder": frames * item_size * max(2 * channels * wrapped, 3 * middle * stem),
+        # Input, norm, queries, keys, values, mixed, their sum; the output of the last frame; both halves of the MLP.
+        "block": stream * ((9 + 1 / frames) * width + 3 * config.intermediate_size),
     }
+
+
+def working_bytes(config: WalrusConfig, plan: TokenizationPlan, frames: int, channels: int) -> float:
+    """The most of `forward_bytes` that lives at once."""
+    found = forward_bytes(config, plan, frames, channels)
+    return found["fields"] + max(found["encoder"], found["block"])
+
+
+def moved_bytes(config: WalrusConfig, plan: TokenizationPlan, frames: int, channels: int) -> float:
+    """What a forecast step reads and writes outside of products, up to a factor: what its parts hold, each once."""
+    found = forward_bytes(config, plan, frames, channels)
+    return found["fields"] + found["encoder"] + config.num_hidden_layers * found["block"]

@@ -22,11 +22,11 @@ from .train import ours_loss, plain_loss, training_step
 GIB = 2**30
 
 
-def in_own_process(function: str, *arguments: Any) -> dict[str, float]:
-    """Call a function of this module in a fresh process; its arguments and its result go through JSON."""
+def in_own_process(function: str, *arguments: Any, module: str = "footprint") -> dict[str, float]:
+    """Call a function of a module beside this in a fresh process; its arguments and result go through JSON."""
     code = (
-        "import json, sys; from walrus_hf.bench import footprint; "
-        "print(json.dumps(getattr(footprint, sys.argv[1])(*json.loads(sys.argv[2]))))"
+        f"import json, sys; from walrus_hf.bench import {module}; "
+        f"print(json.dumps(getattr({module}, sys.argv[1])(*json.loads(sys.argv[2]))))"
     )
     command = [sys.executable, "-c", code, function, json.dumps(arguments)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

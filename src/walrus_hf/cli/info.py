@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import time
 from importlib import metadata
 from typing import Annotated
 
@@ -23,8 +22,6 @@ PACKAGES = (
     "xarray",
     "exponax",
 )
-# Share of the matmul peak that a forward pass reaches (python -m walrus_hf.bench forward).
-EFFICIENCY = 0.6
 
 
 def info(
@@ -39,6 +36,9 @@ def info(
     frames: Annotated[int | None, typer.Option(min=1, help="Input frames. Default: 6, for volumes 3.")] = None,
     channels: Annotated[int, typer.Option(min=1, help="Fields, each component of a vector counted.")] = 4,
     tokens_per_axis: Tokens = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Time and memory of a forecast of so many frames on --grid.")
+    ] = None,
     finetune: Annotated[
         str | None, typer.Option(help="Memory of a fine-tuning step on --grid too: lora, full or head.")
     ] = None,
@@ -59,6 +59,8 @@ def info(
 
     if finetune is not None and (finetune not in ("lora", "full", "head") or grid is None):
         raise ValueError(f"--finetune: expected lora, full or head, and a --grid, found {finetune!r} and {grid!r}")
+    if steps is not None and grid is None:
+        raise ValueError(f"--steps: expected a --grid beside it, found {steps} alone")
     target = usable_device(device)
     config = WalrusConfig()
     if model is not None:
@@ -80,7 +82,7 @@ def info(
     if plan is not None:
         typer.echo(f"\n{grid}: {plan}")
         frames = frames or (3 if plan.ndim == 3 else 6)
-        _print_costs(config, plan, frames, channels, parameters, target)
+        _print_costs(config, plan, frames, channels, parameters, steps, target)
         if finetune is not None:
             _print_finetuning(config, plan, frames, channels, finetune, preset, rank)
 
@@ -98,21 +100,24 @@ def _print_versions(device) -> None:
     typer.echo(f"{'python':14} {platform.python_version()}\n{'device':14} {device} ({name})")
 
 
-def _print_costs(config, plan, frames: int, channels: int, parameters: int, device) -> None:
-    from ..bench.flops import forward_bytes, forward_flops
+def _print_costs(config, plan, frames: int, channels: int, parameters: int, steps: int | None, device) -> None:
+    from ..bench.flops import forward_flops
+    from ..bench.prediction import fitted, forecast_bytes, measure_rates, step_seconds, step_work
 
     flops = forward_flops(config, plan, frames, channels, frames_to_keep=1)
-    memory = forward_bytes(config, plan, frames, channels)
-    total, rate = sum(flops.values()), _matmul_rate(device)
-    working = memory["fields"] + max(memory["encoder"], memory["block"])
+    total, coefficients, rates = sum(flops.values()), fitted(), measure_rates(device)
+    seconds = step_seconds(step_work(config, plan, frames, channels, rates), coefficients)
     typer.echo(
         f"one forecast step from {frames} frames of {channels} fields, in float32:\n"
         f"  {total / 1e9:,.0f} GFLOP ({', '.join(f'{part} {100 * n / total:.0f}%' for part, n in flops.items())})\n"
-        f"  about {(4 * parameters + working) / 2**30:.2f} GiB: weights {4 * parameters / 2**30:.2f}, "
-        f"working memory {working / 2**30:.2f}\n"
-        f"  about {total / rate / EFFICIENCY:.3g} s "
-        f"at {100 * EFFICIENCY:.0f}% of this device's {rate / 1e9:,.0f} GFLOP/s"
+        f"  about {seconds:.3g} s at what this device does now: {rates.matmul / 1e9:,.0f} GFLOP/s in matrix products, "
+        f"{rates.copy / 1e9:,.1f} GB/s in copies{'' if device.type == 'cpu' else ' (fitted on a CPU)'}"
     )
+    memory = forecast_bytes(config, plan, frames, channels, parameters, steps or 1, coefficients)
+    parts = ", ".join(f"{part} {size / 2**30:.2f}" for part, size in memory.items())
+    if steps is not None:
+        typer.echo(f"a forecast of {steps} steps:\n  about {steps * seconds:.3g} s, and a while to load")
+    typer.echo(f"  about {sum(memory.values()) / 2**30:.2f} GiB: {parts}")
 
 
 def _print_finetuning(config, plan, frames: int, channels: int, method: str, preset: str | None, rank: int) -> None:
@@ -129,20 +134,6 @@ def _print_finetuning(config, plan, frames: int, channels: int, method: str, pre
         f"  {trained:,} parameters trained\n"
         f"  about {(sum(found.values()) + LIBRARIES) / 2**30:.2f} GiB: {parts}, libraries {LIBRARIES / 2**30:.2f}"
     )
-
-
-def _matmul_rate(device) -> float:
-    """Float32 matrix products a second, measured now, in operations."""
-    import torch
-
-    n = 2048
-    a = torch.randn(n, n, device=device)
-    best = float("inf")
-    for _ in range(4):
-        begin = time.perf_counter()
-        (a @ a)[0, 0].item()  # reading a value waits for the device
-        best = min(best, time.perf_counter() - begin)
-    return 2 * n**3 / best
 
 
 def _parse_grid(grid: str) -> list[int]:

@@ -36,7 +36,7 @@ def written(folder, name):
 
 
 def test_jitter_is_measured_and_what_is_done_is_not_done_again(monkeypatch, tmp_path):
-    run(monkeypatch, "jitter.py", tmp_path)
+    run(monkeypatch, "jitter.py", tmp_path, "--seeds", "1")
     first = written(tmp_path, "jitter")
     assert len(first["main"]["all"]["improvement"][0]) == 2
     (tmp_path / "out" / "jitter.json").unlink()
@@ -44,13 +44,13 @@ def test_jitter_is_measured_and_what_is_done_is_not_done_again(monkeypatch, tmp_
 
     monkeypatch.setattr(loop, "train_step", None)  # whoever trains or forecasts now fails
     monkeypatch.setattr(WalrusForPrediction, "forward", None)
-    run(monkeypatch, "jitter.py", tmp_path)
+    run(monkeypatch, "jitter.py", tmp_path, "--seeds", "1")
     assert written(tmp_path, "jitter") == first
 
 
 @pytest.mark.slow
 def test_components_are_measured_one_by_one(monkeypatch, tmp_path):
-    run(monkeypatch, "components.py", tmp_path)
+    run(monkeypatch, "components.py", tmp_path, "--seeds", "1")
     found = written(tmp_path, "components")["components"]
     assert set(found) == {"jitter", "strides", "normalisation", "time attention"}
     assert {"seen grids, 1", "unseen grid, 1"} <= set(found["strides"])

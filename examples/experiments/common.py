@@ -52,16 +52,28 @@ WORST = 10.0  # errors are cut there, so that a forecast that blew up has a numb
 EMA = 0.99
 RATES = (1e-3, 4e-3)  # of fine-tuning, the better of which counts
 STARTS = 3
+SEEDS = 2
 RESAMPLES = 2000
 
 
-def parser(doc: str | None) -> argparse.ArgumentParser:
-    """The flags that all experiments take."""
+def parser(doc: str | None, seeds: bool = False, scenarios: bool = False) -> argparse.ArgumentParser:
+    """The flags that all experiments take, and those of experiments on several seeds, or scenario by scenario."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--data", type=Path, default=Path("runs/nano/data"), help="of simulate.py --recipe nano")
     made.add_argument("--output", type=Path, required=True, help="state; pictures and numbers, too, with --tiny")
     made.add_argument("--tiny", action="store_true", help="A few steps of everything, to see that it runs.")
+    if seeds or scenarios:
+        made.add_argument("--seeds", type=int, default=SEEDS)
+    if scenarios:
+        made.add_argument("--scenarios", nargs="+", choices=PLANES, help="some of the nine")
     return made
+
+
+def flags(given: argparse.Namespace) -> str:
+    """Those of `parser` that shape the result, as the command had them."""
+    seeds = "" if given.seeds == SEEDS else f" --seeds {given.seeds}"
+    chosen = vars(given).get("scenarios")
+    return seeds + (f" \\\n    --scenarios {' '.join(chosen)}" if chosen else "")
 
 
 def written_to(given: argparse.Namespace) -> Path:
@@ -264,6 +276,27 @@ def rollout(
     return torch.cat(frames, 1)
 
 
+def curves(
+    model: WalrusForPrediction, sources: Sequence[Path], lead: int, jitter: bool, seed: int, shifts: int = 1
+) -> dict[str, list[list[float]]]:
+    """Errors of forecasts of the test trajectories: source -> (trajectories, lead times)."""
+    found = {}
+    for source in sources:
+        windows = Windows.of(source / "data" / "test", model.config, lead)
+        forecast = rollout(model, windows.inputs, lead, jitter, seed, shifts)
+        found[f"{source.parent.name}/{source.name}"] = windows.errors(forecast).round(4).tolist()
+    return found
+
+
+def still(config: WalrusConfig, sources: Sequence[Path], lead: int) -> dict[str, list[list[float]]]:
+    """The same of the forecast that nothing changes."""
+    found = {}
+    for source in sources:
+        windows = Windows.of(source / "data" / "test", config, lead)
+        found[f"{source.parent.name}/{source.name}"] = windows.errors(None).round(4).tolist()
+    return found
+
+
 # --- results
 
 
@@ -289,6 +322,15 @@ def write(file: Path, text: str) -> None:
     aside.replace(file)
 
 
+def errors_of(found: Sequence[dict], sources: Sequence[Path], first: int, last: int) -> np.ndarray:
+    """(seeds, scenarios, trajectories): mean over lead times; the trajectories of all variants beside each other."""
+    names = list(dict.fromkeys(source.name for source in sources))
+    keys = {name: [f"{s.parent.name}/{s.name}" for s in sources if s.name == name] for name in names}
+    return np.array(
+        [[np.concatenate([np.array(f[k])[:, first - 1 : last].mean(1) for k in keys[n]]) for n in names] for f in found]
+    )
+
+
 def ratio_interval(
     over: np.ndarray, under: np.ndarray, statistic: Callable[[np.ndarray], Any], seed: int = 0
 ) -> tuple[float, float, float]:
@@ -312,3 +354,24 @@ def ratio_interval(
     drawn = statistic(ratios(np.take_along_axis(a, chosen, 3), np.take_along_axis(b, chosen, 3)))
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     return statistic(ratios(over, under)), low, high
+
+
+def improvement(ratios: np.ndarray) -> np.ndarray:
+    """How much lower the error is: the median over scenarios, as a part of the error it is compared with."""
+    return 1 - np.median(ratios, axis=-1)
+
+
+def percent(interval: Sequence[float]) -> str:
+    """`"12% (3 to 20)"`."""
+    middle, low, high = (100 * x for x in interval)
+    return f"{middle:.0f}% ({low:.0f} to {high:.0f})"
+
+
+def verdict(interval: Sequence[float]) -> str:
+    """What an interval of `improvement` says, as the end of a sentence."""
+    _, low, high = interval
+    if low > 0:
+        return f"lowers the error by {percent(interval)}"
+    if high < 0:
+        return f"raises the error: lower by {percent(interval)}"
+    return f"makes no difference that this run can tell: lower by {percent(interval)}"

@@ -4,14 +4,15 @@
     OMP_NUM_THREADS=1 python examples/experiments/jitter.py --output runs/experiments
     OMP_NUM_THREADS=1 python examples/experiments/jitter.py --output runs/jitter-tiny --tiny   # does it run?
 
-Two arms, with jitter and without, two seeds each: 2000 steps on nine scenarios in the plane, on two grids each, without
-rotations, so that a model of 1.5 million parameters gets beyond persistence in six minutes. Then forecasts of 60 frames
-of the test trajectories. Each arm also forecasts the other way (jitter where it was trained without, and the reverse),
-the first as the mean over four shifts at each step, and both from their checkpoints after a quarter and half of the
-steps. The same command goes on after a stop.
+Two arms, with jitter and without, two seeds each, on nine scenarios in the plane: a model of 1.5 million parameters for
+each, 300 steps on two grids, then forecasts of 60 frames of the test trajectories. Each arm also forecasts the other
+way (jitter where it was trained without, and the reverse), the first as the mean over four shifts at each step, and
+both from their checkpoints after a quarter and half of the steps. `--seeds 1` stops after the first seed; the same
+command goes on after a stop.
 """
 
 import argparse
+import collections
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -25,17 +26,25 @@ from common import (
     Results,
     Windows,
     averaged_model,
+    curves,
+    errors_of,
+    flags,
+    improvement,
     parser,
+    percent,
     ratio_interval,
     rollout,
+    still,
     tiny_data,
     train,
+    verdict,
     write,
     written_to,
-)  # fmt: skip
+)
 from torch import Tensor
 
-from walrus_hf import WalrusConfig, WalrusForPrediction
+from walrus_hf import WalrusForPrediction
+from walrus_hf.model_card import markdown_table
 from walrus_hf.normalization import delta_scales, per_channel
 from walrus_hf.training.arguments import PretrainingArguments
 
@@ -49,48 +58,32 @@ SHIFTS = ((1, 3), (3, 6), (5, 2), (2, 5))  # cells along H and W; none is a mult
 class Size:
     """How much of everything; the settings of `--tiny` are for trying whether it runs."""
 
-    def __init__(self, tiny: bool) -> None:
-        self.scenarios = TINY if tiny else PLANES
-        self.steps = 4 if tiny else 2000
-        self.seeds = 1 if tiny else 2
+    def __init__(self, tiny: bool, scenarios: Sequence[str] | None = None) -> None:
+        self.scenarios = tuple(scenarios) if scenarios else TINY if tiny else PLANES
+        self.steps = 4 if tiny else 300
         self.lead = 3 if tiny else 60
         self.long = (2, 3) if tiny else (21, 60)  # lead times of the "long" error, as published
         self.shifts = 2 if tiny else 4
         self.spectrum = (1, 3) if tiny else (1, 20)
-        self.periodic = TINY[:1] if tiny else PERIODIC
+        self.periodic = TINY[:1] if tiny else [name for name in self.scenarios if name in PERIODIC]
+        if not self.periodic:
+            raise ValueError(f"--scenarios: expected one of {', '.join(PERIODIC)} among them, found {self.scenarios}")
 
     def sources(self, data: Path, variants: Sequence[int] = VARIANTS) -> list[Path]:
-        return [data / str(variant) / name for name in self.scenarios for variant in variants]
+        return [source for name in self.scenarios for source in sources_of(data, name, variants)]
 
 
-def train_arm(given: argparse.Namespace, size: Size, name: str, seed: int) -> PretrainingArguments:
-    """One of the arms; components.py starts from these, too."""
-    folder = given.output / "jitter" / f"{name}-seed{seed}"
-    return train(folder, size.sources(given.data), size.steps, seed, given.tiny, model={"jitter": ARMS[name]})
+def sources_of(data: Path, scenario: str, variants: Sequence[int] = VARIANTS) -> list[Path]:
+    return [data / str(variant) / scenario for variant in variants]
+
+
+def train_arm(given: argparse.Namespace, size: Size, scenario: str, arm: str, seed: int) -> PretrainingArguments:
+    """One of the arms on one of the scenarios; components.py needs these, too."""
+    folder, sources = given.output / "jitter" / scenario / f"{arm}-seed{seed}", sources_of(given.data, scenario)
+    return train(folder, sources, size.steps, seed, given.tiny, model={"jitter": ARMS[arm]})
 
 
 # --- what is measured
-
-
-def curves(
-    model: WalrusForPrediction, sources: Sequence[Path], lead: int, jitter: bool, seed: int, shifts: int = 1
-) -> dict[str, list[list[float]]]:
-    """Errors of forecasts of the test trajectories: source -> (trajectories, lead times)."""
-    found = {}
-    for source in sources:
-        windows = Windows.of(source / "data" / "test", model.config, lead)
-        forecast = rollout(model, windows.inputs, lead, jitter, seed, shifts)
-        found[f"{source.parent.name}/{source.name}"] = windows.errors(forecast).round(4).tolist()
-    return found
-
-
-def still(config: WalrusConfig, sources: Sequence[Path], lead: int) -> dict[str, list[list[float]]]:
-    """The same of the forecast that nothing changes."""
-    found = {}
-    for source in sources:
-        windows = Windows.of(source / "data" / "test", config, lead)
-        found[f"{source.parent.name}/{source.name}"] = windows.errors(None).round(4).tolist()
-    return found
 
 
 def equivariance_error(change: Callable[[Tensor], Tensor], fields: Tensor, shifts: Sequence[tuple[int, int]]) -> float:
@@ -169,36 +162,23 @@ def causes(
 # --- tables and the picture
 
 
-def errors_of(found: Sequence[dict], sources: Sequence[Path], first: int, last: int) -> np.ndarray:
-    """(seeds, scenarios, trajectories): mean over lead times; the trajectories of all variants beside each other."""
-    names = list(dict.fromkeys(source.name for source in sources))
-    keys = {name: [f"{s.parent.name}/{s.name}" for s in sources if s.name == name] for name in names}
-    return np.array(
-        [[np.concatenate([np.array(f[k])[:, first - 1 : last].mean(1) for k in keys[n]]) for n in names] for f in found]
-    )
-
-
-def improvement(ratios: np.ndarray) -> np.ndarray:
-    """The median over scenarios, as a part of the error without jitter."""
-    return 1 - np.median(ratios, axis=-1)
-
-
 def wins(ratios: np.ndarray) -> np.ndarray:
     return (ratios < 1).sum(axis=-1)
 
 
 def evaluate(
-    results: Results, size: Size, arguments: PretrainingArguments, arm: str, seed: int, step: int, jitter: bool,
-    shifts: int, sources: Sequence[Path],
+    results: Results, size: Size, arguments: PretrainingArguments, name: str, sources: Sequence[Path], seed: int,
+    step: int, jitter: bool, shifts: int = 1,
 ) -> dict:  # fmt: skip
-    """`curves` of an arm after so many steps; components.py asks for some of the same."""
-    key = f"curves {arm} {seed} {step} {way_of(jitter, shifts)}"
+    """`curves` of the arm `name` after so many steps, once; components.py asks for some of the same."""
+    variants = ",".join(source.parent.name for source in sources)
     return results.get(
-        key, lambda: curves(averaged_model(arguments, step), sources, size.lead, jitter, seed, shifts)
-    )  # fmt: skip
+        f"{sources[0].name}, grids {variants}: {name}, seed {seed}, step {step}, {way_of(jitter, shifts)}",
+        lambda: curves(averaged_model(arguments, step), sources, size.lead, jitter, seed, shifts),
+    )
 
 
-def way_of(jitter: bool, shifts: int) -> str:
+def way_of(jitter: bool, shifts: int = 1) -> str:
     """How a forecast is made, in words."""
     return f"{shifts} shifts" if shifts > 1 else "jitter" if jitter else "none"
 
@@ -206,42 +186,46 @@ def way_of(jitter: bool, shifts: int) -> str:
 def measure(given: argparse.Namespace, size: Size) -> dict:
     """(arm, seed, steps of training, way of the forecast or "causes") -> results. Trains what is not there yet."""
     results = Results(given.output / "jitter" / "results.json")
-    both, plain = size.sources(given.data), size.sources(given.data, VARIANTS[:1])
-    periodic = [given.data / str(VARIANTS[0]) / name for name in size.periodic]
-    arguments = {(arm, seed): train_arm(given, size, arm, seed) for seed in range(size.seeds) for arm in ARMS}
-    todo = []
-    for (arm, seed), step in itertools.product(arguments, (size.steps, size.steps // 4, size.steps // 2)):
-        last = step == size.steps
-        todo.append((arm, seed, step, ARMS[arm], 1, both if last else plain))
-        if last:
-            todo.append((arm, seed, step, not ARMS[arm], 1, plain))
-        if last and ARMS[arm]:
-            todo.append((arm, seed, step, True, size.shifts, plain))
-    found: dict = {}
-    for arm, seed, step, jitter, shifts, sources in todo:
-        its = arguments[arm, seed]
-        found[arm, seed, step, way_of(jitter, shifts)] = evaluate(
-            results, size, its, arm, seed, step, jitter, shifts, sources
-        )
-        found[arm, seed, step, "causes"] = results.get(
-            f"causes {arm} {seed} {step}",
-            lambda its=its, arm=arm, step=step: causes(averaged_model(its, step), periodic, ARMS[arm], size.spectrum),
-        )
-    config = arguments["none", 0].config()
-    found["still"] = results.get("still", lambda: still(config, both, size.lead))
+    found: dict = collections.defaultdict(dict)
+    for seed, scenario, arm in itertools.product(range(given.seeds), size.scenarios, ARMS):
+        arguments = train_arm(given, size, scenario, arm, seed)
+        both, plain = sources_of(given.data, scenario), sources_of(given.data, scenario, VARIANTS[:1])
+        own, last = ARMS[arm], size.steps
+        todo = [(last, own, 1, both), (last, not own, 1, plain), *((last // n, own, 1, plain) for n in (4, 2))]
+        if own:
+            todo.append((last, own, size.shifts, plain))
+        for step, jitter, shifts, sources in todo:
+            found[arm, seed, step, way_of(jitter, shifts)] |= evaluate(
+                results, size, arguments, arm, sources, seed, step, jitter, shifts
+            )
+        if scenario in size.periodic:
+            for step in (last // 4, last // 2, last):
+                found[arm, seed, step, "causes"] |= results.get(
+                    f"{scenario}: causes, {arm}, seed {seed}, step {step}",
+                    lambda a=arguments, n=step, s=plain, j=own: causes(averaged_model(a, n), s, j, size.spectrum),
+                )
+        config = arguments.config()
+        found["still"] |= results.get(f"{scenario}: still", lambda c=config, s=both: still(c, s, size.lead))
     return found
 
 
 def summary(found: dict, given: argparse.Namespace, size: Size) -> dict:
     """What the written result says."""
     both, plain = size.sources(given.data), size.sources(given.data, VARIANTS[:1])
-    seeds, steps = range(size.seeds), size.steps
+    seeds, steps = range(given.seeds), size.steps
     windows = {"1": (1, 1), "all": (1, size.lead), f"{size.long[0]}:{size.long[1]}": size.long}
 
     def of(arm: str, way: str, sources: Sequence[Path], window: tuple[int, int], step: int = steps) -> np.ndarray:
         return errors_of([found[arm, seed, step, way] for seed in seeds], sources, *window)
 
-    made: dict = {"scenarios": list(size.scenarios), "main": {}, "cross": {}, "length": {}, "causes": {}}
+    made: dict = {
+        "seeds": given.seeds,
+        "scenarios": list(size.scenarios),
+        "main": {},
+        "cross": {},
+        "length": {},
+        "causes": {},
+    }
     for name, window in windows.items():
         with_, without = of("jitter", "jitter", both, window), of("none", "none", both, window)
         persistence = np.median(errors_of([found["still"]], both, *window)[0], axis=-1)
@@ -297,7 +281,7 @@ def draw(made: dict, found: dict, given: argparse.Namespace, size: Size, file: P
              ("none", "jitter", "C1", ":"), ("jitter", f"{size.shifts} shifts", "C2", "-")]  # fmt: skip
     lead = np.arange(1, size.lead + 1)
     for arm, way, color, style in lines:
-        each = [errors_of([found[arm, s, size.steps, way] for s in range(size.seeds)], plain, n, n) for n in lead]
+        each = [errors_of([found[arm, s, size.steps, way] for s in range(given.seeds)], plain, n, n) for n in lead]
         over = np.median(np.median(np.stack(each), -1).mean(1), -1)
         b.plot(lead, over, style, color=color, label=f"trained: {arm}, forecast: {way}")
     idle = [np.median(np.median(errors_of([found["still"]], plain, n, n)[0], -1)) for n in lead]
@@ -345,23 +329,81 @@ def draw(made: dict, found: dict, given: argparse.Namespace, size: Size, file: P
     plt.close(figure)
 
 
+def report(made: dict, given: argparse.Namespace, size: Size) -> str:
+    main, count = made["main"], len(made["scenarios"])
+    every = main["all"]
+    rows = []
+    for i, name in enumerate(made["scenarios"]):
+        numbers = [f"{every[arm][i]:.3f}" for arm in ("jitter", "none", "persistence")]
+        rows.append([name.replace("_", " "), *numbers, percent([part[i] for part in every["improvement"]])])
+    said = [
+        f"- Over steps {label.replace('all', f'1 to {size.lead}')}, jitter {verdict(row['median improvement'])}; the "
+        f"error is lower in {row['scenarios won'][0]} of {count} scenarios ({row['scenarios won'][1]} to "
+        f"{row['scenarios won'][2]})."
+        for label, row in main.items()
+    ]
+    ahead = sum(min(a, b) < p for a, b, p in zip(every["jitter"], every["none"], every["persistence"]))
+    said.append(f"- One of the arms is better than the forecast that nothing changes in {ahead} of {count} scenarios.")
+    if made["seeds"] > 1:
+        apart = " and ".join(f"{100 * x:.0f}%" for x in every["between seeds"])
+        said.append(
+            f"- Power: seeds lie {apart} apart with jitter and without (median over scenarios); an effect below that "
+            "is not resolved."
+        )
+    else:
+        said.append("- Power: one seed, so the intervals are over trajectories alone, and seeds may lie further apart.")
+    cross: dict[str, list[str]] = {}
+    for key, row in made["cross"].items():
+        _, way = key.split(": ")
+        cross.setdefault(way, []).append(percent(row[:3]))
+    length: dict[str, list[str]] = {}
+    for key, row in made["length"].items():
+        _, step = key.split(": ")
+        length.setdefault(step, []).append(percent(row))
+    first, last = size.spectrum
+    names = ["equivariance", "one_step", f"comb_error_{first}", f"comb_error_{last}", f"comb_truth_{last}"]
+    causes = [[key, *(f"{row[name]:.2f}" for name in names)] for key, row in made["causes"].items()]
+    windows = [f"steps {label.replace('all', f'1:{size.lead}')}" for label in main]
+    return "\n".join([
+        "# Jitter, with and without", "",
+        "```bash", "python examples/simulate.py runs/nano/data --recipe nano",
+        f"OMP_NUM_THREADS=1 python examples/experiments/jitter.py --output runs/experiments{flags(given)}", "```", "",
+        f"For each of {count} scenarios in the plane and each seed ({made['seeds']}), two models of 1.5 million "
+        f"parameters, {size.steps} steps of four windows on two grids, with jitter and without; all else is alike. "
+        f"Forecasts of {size.lead} frames from frame 17 of all test trajectories. VRMSE, mean over fields and steps "
+        f"1 to {size.lead}, median over trajectories, at most 10; in brackets 95% bootstrap intervals over "
+        "trajectories and seeds.", "",
+        markdown_table(["scenario", "jitter", "none", "nothing changes", "lower with jitter by"], rows), "",
+        "![jitter](jitter.png)", "", *said, "",
+        "Trained and forecast, on the first grid: how much lower the error is than trained and forecast without, as "
+        f"the median over scenarios. With {size.shifts} shifts each step is the mean of so many forecasts, which goes "
+        "on as the next input.", "",
+        markdown_table(["", *windows], [[way, *row] for way, row in cross.items()]), "",
+        "Against training length, on the first grid: how much lower the error with jitter is.", "",
+        markdown_table(["training steps", *windows], [[step, *row] for step, row in length.items()]), "",
+        f"Why, on the {len(size.periodic)} scenarios that are periodic both ways. Shift error: how far the forecast of "
+        "the next frame, without jitter, changes when the input is shifted by a part of a patch and the output shifted "
+        "back; error of the change: how far it is from the truth; both in units of the change. Comb: decades by which "
+        "the spectrum of the error stands out at the waves of the tokens.", "",
+        markdown_table(
+            ["trained: steps", "shift error", "error of the change", f"comb, step {first}", f"comb, step {last}",
+             f"comb of the truth, step {last}"], causes), "",
+        "Not measured: volumes, and one model for all scenarios, as the published one, which takes more steps.", "",
+    ])  # fmt: skip
+
+
 def main() -> None:
-    given = parser(__doc__).parse_args()
-    size = Size(given.tiny)
+    given = parser(__doc__, scenarios=True).parse_args()
+    size = Size(given.tiny, given.scenarios)
     if given.tiny:
         tiny_data(given.data)
     found = measure(given, size)
     made = summary(found, given, size)
-    write(written_to(given) / "jitter.json", json.dumps(made, indent=1) + "\n")
+    write(written_to(given) / "jitter.json", json.dumps(made) + "\n")
     draw(made, found, given, size, written_to(given) / "jitter.png")
-    print("| scenario | jitter | none | nothing changes | lower by |\n|---|---|---|---|---|")
-    every = made["main"]["all"]
-    for i, name in enumerate(size.scenarios):
-        middle, low, high = (100 * every["improvement"][k][i] for k in range(3))
-        print(f"| {name} | {every['jitter'][i]:.3f} | {every['none'][i]:.3f} | {every['persistence'][i]:.3f} "
-              f"| {middle:.0f}% ({low:.0f} to {high:.0f}) |")  # fmt: skip
-    for name, row in {**made["cross"], **made["length"], **made["causes"]}.items():
-        print(name, row)
+    text = report(made, given, size)
+    write(written_to(given) / "jitter.md", text)
+    print(text)
 
 
 if __name__ == "__main__":

@@ -23,16 +23,19 @@ from common import (
     errors_from,
     finetune,
     parser,
+    percent,
     ratio_interval,
     tiny_data,
     train,
     trajectories,
     untrained,
+    verdict,
     write,
     written_to,
 )
 
 from walrus_hf import WalrusForPrediction
+from walrus_hf.model_card import markdown_table
 
 UNSEEN = "kolmogorov_flow"
 # The other planes.
@@ -131,6 +134,39 @@ def draw(made: dict, size: Size, file: Path) -> None:
     plt.close(figure)
 
 
+def report(made: dict, given: argparse.Namespace, size: Size) -> str:
+    windows, rows, said = made["windows"], [], []
+    for few in (0, *size.trajectories):
+        for count in size.counts if few == 0 else (0, *size.counts):
+            row = [count, few or "not fine-tuned"]
+            for label, found in windows.items():
+                its = found[f"{count} scenarios, {few} trajectories"]
+                errors = ", ".join(f"{error:.3f}" for error in its["each order"])
+                lower = its.get("lower than from nothing")
+                row.append(errors + (f"; lower than from nothing by {percent(lower)}" if lower else ""))
+                if lower:
+                    said.append(
+                        f"- {count} scenarios, {few} trajectories, steps {label}: pretraining {verdict(lower)}."
+                    )
+            rows.append(row)
+    idle = ", ".join(f"{found['nothing changes']:.3f} over steps {label}" for label, found in windows.items())
+    orders = "" if given.orders == 2 else f" --orders {given.orders}"
+    return "\n".join([
+        "# Number of pretraining scenarios", "",
+        "```bash", "python examples/simulate.py runs/nano/data --recipe nano",
+        f"OMP_NUM_THREADS=1 python examples/experiments/scenarios.py --output runs/experiments{orders}", "```", "",
+        f"Pretrained for {size.steps} steps on 1, 2, 4 and 8 scenarios ({', '.join(size.order)}; in the second order "
+        f"from the back), then fine-tuned for {size.tuning} steps on {size.unseen}. Orders: {given.orders}. VRMSE on "
+        "its test trajectories, mean over fields, steps and three starts, median over trajectories, one number an "
+        "order; in brackets 95% bootstrap intervals over trajectories and orders. Where nothing changes, mean over "
+        f"trajectories: {idle}.", "",
+        markdown_table(["pretraining scenarios", "trajectories", *(f"steps {label}" for label in windows)], rows), "",
+        "![number of scenarios](scenarios.png)", "", *said, "",
+        "Power: one seed for each order, four test trajectories. The steps are equal, so a model of eight scenarios "
+        "has seen an eighth as much of each.", "",
+    ])  # fmt: skip
+
+
 def main() -> None:
     made_parser = parser(__doc__)
     made_parser.add_argument("--orders", type=int, choices=(1, 2), default=2)
@@ -139,9 +175,11 @@ def main() -> None:
     if given.tiny:
         tiny_data(given.data, (*size.order, size.unseen))
     made = summary(measure(given, size), given, size)
-    write(written_to(given) / "scenarios.json", json.dumps(made, indent=1) + "\n")
+    write(written_to(given) / "scenarios.json", json.dumps(made) + "\n")
     draw(made, size, written_to(given) / "scenarios.png")
-    print(json.dumps(made, indent=1))
+    text = report(made, given, size)
+    write(written_to(given) / "scenarios.md", text)
+    print(text)
 
 
 if __name__ == "__main__":

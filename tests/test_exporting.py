@@ -1,4 +1,4 @@
-"""A forecast step leaves Python: exported, and compiled into a package that runs without this one."""
+"""A forecast step leaves Python: exported, compiled into a package that runs without this one, and as ONNX."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from walrus_hf import Trajectory, WalrusPipeline
-from walrus_hf.exporting import METADATA, export_step, package_step
+from walrus_hf.exporting import METADATA, export_step, onnx_step, package_step
 from walrus_hf.jitter import with_shifts
 
 from .test_parity import parity_model
@@ -85,6 +85,34 @@ def test_a_package_needs_a_name_of_its_own(pipe, tmp_path):
     with pytest.raises(FileExistsError, match="overwrite"):
         package_step(pipe, simulation(), tmp_path / "step.pt2")
     assert (tmp_path / "step.pt2").read_text() == "old"
+
+
+def test_an_onnx_model_needs_a_name_of_its_own_and_its_packages(pipe, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"\.onnx"):
+        onnx_step(pipe, simulation(), tmp_path / "step.pt2")
+    monkeypatch.setattr("walrus_hf.exporting.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="pip install onnx onnxscript"):
+        onnx_step(pipe, simulation(), tmp_path / "step.onnx")
+    (tmp_path / "step.onnx.data").write_text("old")
+    with pytest.raises(FileExistsError, match=r"step\.onnx\.data exists"):
+        onnx_step(pipe, simulation(), tmp_path / "step.onnx")
+    assert (tmp_path / "step.onnx.data").read_text() == "old"
+
+
+@pytest.mark.parametrize("name", ["plane, periodic and wall", "open volume"])
+def test_an_onnx_model_computes_the_same(pipe, tmp_path, name):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    given = simulation(*GRIDS[name])
+    path = onnx_step(pipe, given, tmp_path / "step.onnx")
+    session = runtime.InferenceSession(path)
+    facts = json.loads(session.get_modelmeta().custom_metadata_map[METADATA])
+    for seed in range(2):
+        values, shifts, expected = first_step(pipe, given, seed)
+        (found,) = session.run(None, {"field_values": values.numpy(), "shifts": shifts.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-4)
+        assert [list(values.shape), list(shifts.shape)] == [facts["field_values"], facts["shifts"]]
+    assert {file.suffix for file in tmp_path.iterdir()} <= {".onnx", ".data"}
 
 
 RUN = """

@@ -1,10 +1,12 @@
-"""One forecast step as a program without Python code of the model: `torch.export`, and a package of AOTInductor."""
+"""One forecast step as a program without Python code of the model: `torch.export`, AOTInductor, ONNX."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
+import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +103,7 @@ def package_step(
         FileExistsError: `path` exists.
         ValueError: `path` does not end in `.pt2`, or a model with adapters.
     """
-    path = Path(path)
-    if path.suffix != ".pt2":
-        raise ValueError(f"{path}: expected a name that ends in .pt2")
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists; choose another name or pass overwrite=True")
+    path = _target(path, ".pt2", overwrite)
     program, facts = export_step(pipe, trajectory, tokens_per_axis, jitter)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
@@ -117,4 +115,53 @@ def package_step(
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    return path
+
+
+def onnx_step(
+    pipe: WalrusPipeline,
+    trajectory: Trajectory,
+    path: str | Path,
+    tokens_per_axis: int | None = None,
+    jitter: bool | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write one forecast step as an ONNX model, which ONNX Runtime and others compute on their devices.
+
+    Its inputs are `field_values` and `shifts`, see `ForecastStep`; `metadata_props["walrus_hf"]` is JSON that says what
+    to give it. Weights of more than 2 GB lie beside it, in `NAME.onnx.data`. Needs `pip install onnx onnxscript`.
+
+    Args:
+        path: of the model, `*.onnx`.
+        overwrite: replace existing files.
+        pipe, trajectory, tokens_per_axis, jitter: as in `export_step`.
+
+    Raises:
+        FileExistsError: `path`, or the file of weights beside it, exists.
+        ValueError: `path` does not end in `.onnx`, or a model with adapters.
+        ImportError: onnx or onnxscript is missing.
+    """
+    path = _target(path, ".onnx", overwrite)
+    _target(path.with_name(f"{path.name}.data"), ".data", overwrite)
+    missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
+    if missing:
+        raise ImportError(f"onnx_step: needs {' and '.join(missing)}: pip install onnx onnxscript")
+    program, facts = export_step(pipe, trajectory, tokens_per_axis, jitter)
+    written = torch.onnx.export(program, dynamo=True, verbose=False)
+    assert written is not None
+    written.model.metadata_props[METADATA] = json.dumps(facts)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        written.save(str(Path(folder) / path.name))
+        # The weights first: a model without them is of no use.
+        for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):
+            os.replace(file, path.with_name(file.name))
+    return path
+
+
+def _target(path: str | Path, suffix: str, overwrite: bool) -> Path:
+    path = Path(path)
+    if path.suffix != suffix:
+        raise ValueError(f"{path}: expected a name that ends in {suffix}")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; choose another name or pass overwrite=True")
     return path

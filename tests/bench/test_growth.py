@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from walrus_hf import WalrusForPrediction
 from walrus_hf.bench.__main__ import app
 from walrus_hf.bench.flops import working_bytes
-from walrus_hf.bench.growth import KINDS, WITHIN, Case, apart, check, fit
+from walrus_hf.bench.footprint import peak_of, resident
+from walrus_hf.bench.growth import KINDS, WITHIN, Case, apart, check, fit, step_of
 from walrus_hf.bench.prediction import fitted, step_seconds
 from walrus_hf.finetuning_memory import LiveBytes
 
@@ -25,22 +26,59 @@ HELD = {
 }
 
 
+# Tokens an axis: twice what was published.
+FINE = {
+    "plane": Case((256, 256), 2, {"tokens_per_axis": 64}),
+    "volume": Case((64, 64, 64), 2, {"tokens_per_axis_3d": 32}),
+}
+
+
+def held(case: Case, training: bool = False) -> int:
+    """The most bytes that live in a step; nothing is computed."""
+    config = case.config(small=True)
+    plan = case.plan(config)
+    with torch.device("meta"):
+        model = WalrusForPrediction(config).train(training)
+    with FakeTensorMode(), torch.set_grad_enabled(training):
+        for module in model.modules():
+            for key, parameter in module._parameters.items():
+                if parameter is not None:
+                    module._parameters[key] = torch.nn.Parameter(torch.empty(parameter.shape), training)
+        values, ids = torch.zeros(1, case.frames, 4, *plan.grid), torch.tensor([[3, 4, 5, 6]])
+        with LiveBytes(model.parameters()) as counter:
+            output = model(values, ids, plan=plan, frames_to_keep=1)
+            if training:
+                output.prediction.sum().backward()
+    return counter.peak
+
+
 @pytest.mark.parametrize("name", HELD)
 def test_the_memory_of_a_step_is_what_its_tensors_hold_at_most(name):
     case = HELD[name]
     config = case.config(small=True)
+    assert working_bytes(config, case.plan(config), case.frames, 4) == pytest.approx(held(case), rel=0.1)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", FINE)
+def test_attention_over_more_tokens_than_published_never_holds_its_scores(name, training):
+    case = FINE[name]
+    config = case.config(small=True)
     plan = case.plan(config)
-    with torch.device("meta"):
-        model = WalrusForPrediction(config).eval()
-    with FakeTensorMode(), torch.no_grad():  # nothing is computed
-        for module in model.modules():
-            for key, parameter in module._parameters.items():
-                if parameter is not None:
-                    module._parameters[key] = torch.nn.Parameter(torch.empty(parameter.shape), False)
-        values, ids = torch.zeros(1, case.frames, 4, *plan.grid), torch.tensor([[3, 4, 5, 6]])
-        with LiveBytes(model.parameters()) as counter:
-            model(values, ids, plan=plan, frames_to_keep=1)
-    assert working_bytes(config, plan, case.frames, 4) == pytest.approx(counter.peak, rel=0.1)
+    assert plan.num_tokens == {"plane": 64**2, "volume": 32**3}[name]
+    scores = config.num_attention_heads * plan.num_tokens**2 * 4  # of one frame
+    assert held(case, training) < scores / 3
+
+
+@pytest.mark.slow
+def test_a_step_over_32_tokens_an_axis_of_a_volume_fits_a_small_machine():
+    """The scores of one head of one frame would take 4 GiB."""
+    network = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "tokens_per_axis_3d": 32}
+    case = Case((64, 64, 64), 2, network)
+    plan, run = step_of(case, case.config(small=True))
+    assert plan.num_tokens == 32**3
+    before = resident("VmRSS")
+    assert peak_of(run) - before < 2**30
 
 
 def rows(coefficients=COEFFICIENTS) -> dict[str, dict[str, float]]:

@@ -84,10 +84,10 @@ SMALL_MEMORY = ("plane", "walls")
 
 
 def measure_growth(small: bool, repeats: int) -> dict[str, dict[str, float]]:
-    """Seconds and working memory of a step of each case, with its counted work at the rates measured beside it."""
+    """Seconds and memory of a step of each case, with its counted work at the rates measured beside it."""
     found = {name: _measure_time(case, small, repeats) for name, case in (SMALL_CASES if small else CASES).items()}
     for name in SMALL_MEMORY if small else MEMORY:
-        found[name]["bytes"] = in_own_process("step_peak", small, name, module="growth")["bytes"]
+        found[name] |= in_own_process("step_peak", small, name, module="growth")
     return found
 
 
@@ -121,39 +121,53 @@ def step_of(case: Case, config: WalrusConfig) -> tuple[TokenizationPlan, Callabl
 
 
 def step_peak(small: bool, name: str) -> dict[str, float]:
-    """Working memory of a step, in a process that keeps freed memory as `walrus-hf` does."""
+    """Most that a process holds in two steps, what it holds without a model, and the weights.
+
+    The process keeps freed memory as `walrus-hf` does.
+    """
     keep_freed_memory()
     for other in SMALL_CASES.values():  # what libraries load and keep at their first use belongs to none of the cases
         step_of(other, other.config(small=True))[1]()
+    libraries = resident("VmRSS")
     case = (SMALL_CASES if small else CASES)[name]
-    _, run = step_of(case, case.config(small))
-    before = resident("VmRSS")
+    config = case.config(small)
+    _, run = step_of(case, config)
 
     def twice() -> None:
         run()
         run()
 
-    return {"bytes": peak_of(twice) - before}
+    with torch.device("meta"):
+        weights = sum(p.numel() * p.element_size() for p in WalrusForPrediction(config).parameters())
+    return {"bytes": peak_of(twice), "libraries": libraries, "weights": weights}
 
 
 def fit(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Coefficients that are not negative, least squares of relative errors, over the cases that are not held out."""
+    """Coefficients that are not negative, least squares of relative errors, over the cases that are not held out.
+
+    Of memory, what libraries hold, and how much more a step takes than is counted: medians.
+    """
     rows = [row for row in found.values() if not row["held_out"]]
     relative = np.array([[row[kind] / row["seconds"] for kind in KINDS] for row in rows])
     scale = relative.max(0)  # kinds of very different size
     solution, _ = nnls(relative / scale, np.ones(len(rows)))
-    weighed = [row["bytes"] / row["counted_bytes"] for row in rows if "bytes" in row]
-    return {**dict(zip(KINDS, (solution / scale).tolist())), "working": statistics.median(weighed)}
+    weighed = [row for row in rows if "bytes" in row]
+    working = [(row["bytes"] - row["libraries"] - row["weights"]) / row["counted_bytes"] for row in weighed]
+    return {
+        **dict(zip(KINDS, (solution / scale).tolist())), "working": max(statistics.median(working), 1.0),
+        "libraries": statistics.median(row["libraries"] for row in weighed),
+    }  # fmt: skip
 
 
 def check(found: Mapping[str, Mapping[str, float]], coefficients: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Predicted over measured, time and memory, of each case."""
+    """Predicted over measured, time and memory of the whole process, of each case."""
     ratios = {}
     for name, row in found.items():
         predicted = step_seconds({kind: row[kind] for kind in KINDS}, coefficients)
         ratios[name] = {"seconds_ratio": predicted / row["seconds"]}
         if "bytes" in row:
-            ratios[name]["bytes_ratio"] = coefficients["working"] * row["counted_bytes"] / row["bytes"]
+            taken = coefficients["libraries"] + row["weights"] + coefficients["working"] * row["counted_bytes"]
+            ratios[name]["bytes_ratio"] = taken / row["bytes"]
     return ratios
 
 
@@ -169,8 +183,8 @@ def save(coefficients: Mapping[str, float], results: Mapping[str, Mapping[str, f
     held = {name: row for name, row in results.items() if row["held_out"]}
     worst = max(abs(row["seconds_ratio"] - 1) for row in held.values())
     content = {
-        "coefficients": dict(coefficients), "worst_held_out_error": worst, "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        "coefficients": {name: float(f"{value:.4g}") for name, value in coefficients.items()},
+        "worst_held_out_error": worst, "threads": torch.get_num_threads(), "torch": torch.__version__,
     }  # fmt: skip
     temporary = FITTED.with_name(f".{FITTED.name}.{os.getpid()}")
     temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -180,7 +194,11 @@ def save(coefficients: Mapping[str, float], results: Mapping[str, Mapping[str, f
 def describe(row: Mapping[str, float]) -> str:
     memory = ""
     if "bytes" in row:
-        memory = f"; working memory {row['bytes'] / 2**20:.0f} MiB, predicted / measured {row['bytes_ratio']:.2f}"
+        working = row["bytes"] - row["libraries"] - row["weights"]
+        memory = (
+            f"; {row['bytes'] / 2**20:.0f} MiB, of which {working / 2**20:.0f} are working memory "
+            f"({row['counted_bytes'] / 2**20:.0f} counted), predicted / measured {row['bytes_ratio']:.2f}"
+        )
     told = " (held out)" if row["held_out"] else ""
     return f"{row['seconds']:.3f} s, predicted / measured {row['seconds_ratio']:.2f}{memory}{told}"
 

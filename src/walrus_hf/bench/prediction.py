@@ -20,8 +20,6 @@ from ..jitter import TokenizationPlan
 from .flops import forward_flops, moved_bytes, working_bytes
 
 FITTED = Path(__file__).with_name("growth.json")
-# Python, torch, transformers and this package, resident before anything is loaded (Linux, CPU build of torch).
-LIBRARIES = 0.4 * 2**30
 MATRIX, COPIED = 2048, 2**27  # side; bytes, more than caches hold
 
 
@@ -71,7 +69,7 @@ def step_work(
 
 def fitted() -> dict[str, float]:
     """Of each kind of work how much longer it takes than at the full rate; of a layer its seconds; `working`, how much
-    more memory a step takes than is counted."""
+    more memory a step takes than is counted; `libraries`, bytes that a process holds without a model."""
     return json.loads(FITTED.read_text(encoding="utf-8"))["coefficients"]
 
 
@@ -95,5 +93,5 @@ def forecast_bytes(
         "weights": 4.0 * parameters,
         "working memory": coefficients["working"] * working_bytes(config, plan, frames, channels),
         "forecast": 2.0 * kept,  # frame by frame, then as one array
-        "libraries": LIBRARIES,
+        "libraries": coefficients["libraries"],
     }

@@ -38,7 +38,7 @@ def written(folder, name):
 def test_jitter_is_measured_and_what_is_done_is_not_done_again(monkeypatch, tmp_path):
     run(monkeypatch, "jitter.py", tmp_path, "--seeds", "1")
     first = written(tmp_path, "jitter")
-    assert len(first["main"]["all"]["improvement"][0]) == 2
+    assert len(first["main"]["1:3"]["improvement"][0]) == 2
     (tmp_path / "out" / "jitter.json").unlink()
     from walrus_hf.training import loop
 
@@ -234,3 +234,17 @@ def test_an_interval_holds_the_ratio_that_the_errors_were_drawn_with_and_narrows
     assert widths[1] < widths[0]
     assert ratio_interval(under, under[::-1], improvement)[0] == pytest.approx(0.0)
     assert ratio_interval(0.5 * under, under, wins)[0] == 9
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [
+        ((0.12, 0.03, 0.2), "lowers the error by 12% (3 to 20)"),
+        ((-0.12, -0.2, -0.03), "raises the error by 12% (3 to 20)"),
+        ((0.004, -0.2, 0.03), "makes no difference that this run can tell: lower by 0% (-20 to 3)"),
+    ],
+)
+def test_what_an_interval_says_depends_on_whether_it_holds_zero(interval, expected):
+    from common import verdict
+
+    assert verdict(interval) == expected

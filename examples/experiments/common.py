@@ -361,10 +361,20 @@ def improvement(ratios: np.ndarray) -> np.ndarray:
     return 1 - np.median(ratios, axis=-1)
 
 
+def span(label: str) -> str:
+    """`"step 1"` or `"steps 1:20"`."""
+    return f"step{'s' if ':' in label else ''} {label}"
+
+
+def plural(number: int, thing: str) -> str:
+    """`"1 seed"`, `"2 seeds"`; things that take an s."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
 def percent(interval: Sequence[float]) -> str:
     """`"12% (3 to 20)"`."""
-    middle, low, high = (100 * x for x in interval)
-    return f"{middle:.0f}% ({low:.0f} to {high:.0f})"
+    middle, low, high = (round(100 * x) for x in interval)
+    return f"{middle}% ({low} to {high})"
 
 
 def verdict(interval: Sequence[float]) -> str:
@@ -373,5 +383,5 @@ def verdict(interval: Sequence[float]) -> str:
     if low > 0:
         return f"lowers the error by {percent(interval)}"
     if high < 0:
-        return f"raises the error: lower by {percent(interval)}"
+        return f"raises the error by {percent([-x for x in (interval[0], high, low)])}"
     return f"makes no difference that this run can tell: lower by {percent(interval)}"

@@ -34,7 +34,9 @@ from common import (
     improvement,
     parser,
     percent,
+    plural,
     ratio_interval,
+    span,
     tiny_data,
     train,
     verdict,
@@ -165,37 +167,37 @@ def draw(made: dict, file: Path) -> None:
             )
             axis.errorbar(
                 middle, place, xerr=[middle - low, high - middle], fmt="o", capsize=2, color=f"C{i}",
-                label=f"step{'s' if ':' in label else ''} {label.rpartition(' ')[2]}",
+                label=span(label.rpartition(" ")[2]),
             )  # fmt: skip
             for name, y in zip(names, place):
                 each = 100 * np.array(made["components"][name][label]["improvement"])
                 axis.plot(each.clip(-150, 100), np.full(len(each), y), "|", color=f"C{i}", ms=6, alpha=0.5)
         axis.axvline(0, color="black", lw=0.8)
         axis.set(yticks=np.arange(len(names))[::-1], title=grids, xlabel="error lower with the component by, %")
-        axis.set_yticklabels([f"{name} ({made['components'][name]['seeds']} seeds)" for name in names])
+        axis.set_yticklabels([f"{name} ({plural(made['components'][name]['seeds'], 'seed')})" for name in names])
     axes[0].legend(fontsize=7)
     figure.savefig(file, dpi=100)
     plt.close(figure)
 
 
 def report(made: dict, given: argparse.Namespace) -> str:
-    names, count = list(made["components"]), len(made["scenarios"])
+    names, number, seeds = list(made["components"]), len(made["scenarios"]), plural(made["seeds"], "seed")
     labels = [label for label in made["components"][names[0]] if label != "seeds"]
     rows = []
     for name, row in made["components"].items():
         cells = [f"{percent(row[label]['median improvement'])}, {row[label]['scenarios better']}" for label in labels]
         rows.append([name, *cells])
-    said = [
-        f"- {name}: on {label.replace(', ', ', steps ')}, it {verdict(row[label]['median improvement'])}."
-        for name, row in made["components"].items()
-        for label in labels
-    ]
+    said = []
+    for name, row in made["components"].items():
+        for label in labels:
+            grids, window = label.split(", ")
+            said.append(f"- {name}, {grids}, {span(window)}: it {verdict(row[label]['median improvement'])}.")
     return "\n".join([
         "# Components, one at a time", "",
         "```bash", "python examples/simulate.py runs/nano/data --recipe nano",
         f"OMP_NUM_THREADS=1 python examples/experiments/components.py --output runs/experiments{flags(given)}",
         "```", "",
-        f"A model for each of {count} scenarios in the plane and each seed ({made['seeds']}), with all components and "
+        f"A model for each of {number} scenarios in the plane, {seeds}, with all components and "
         "with one taken out: *jitter* neither trained nor forecast with it; *strides* fixed, so that patches keep "
         "their cells and tokens follow the grid; *normalisation* of changes by the field, not by the change; *time "
         "attention* left out. How much lower the error is with the component: the median over scenarios with its 95% "

@@ -32,6 +32,7 @@ from common import (
     parser,
     percent,
     ratio_interval,
+    span,
     tiny_data,
     train,
     trajectories,
@@ -136,7 +137,7 @@ def draw(made: dict, size: Size, file: Path) -> None:
         axis.plot(range(1, 4), planes, "s:", color="grey", label="pretraining scenarios, median")
         idle = made["volume"][f"nothing changes, steps {label}"]
         axis.axhline(idle, color="black", lw=0.8, label=f"{UNSEEN}, nothing changes")
-        axis.set(xticks=range(4), yscale="log", ylabel="VRMSE", title=f"step{'s' if ':' in label else ''} {label}")
+        axis.set(xticks=range(4), yscale="log", ylabel="VRMSE", title=span(label))
         axis.set_xticklabels(["from nothing", *ARMS])
     axes[0].legend(fontsize=7)
     figure.savefig(file, dpi=100)
@@ -159,10 +160,10 @@ def report(made: dict, given: argparse.Namespace, size: Size) -> str:
                 for other in ("nothing", "naive"):
                     if arm not in ("nothing", other):
                         lower = verdict(found[f"lower than {other}"])
-                        said.append(f"- {few} trajectories, steps {label}: *{arm}* instead of *{other}* {lower}.")
+                        said.append(f"- Fine-tuned on {few}, {span(label)}: *{arm}* instead of *{other}* {lower}.")
             volume.append(row)
-    idle = ", ".join(f"{made['volume'][f'nothing changes, steps {label}']:.3f} over steps {label}" for label in labels)
-    heads = [f"steps {label}" for label in labels]
+    idle = ", ".join(f"{made['volume'][f'nothing changes, steps {label}']:.3f} over {span(label)}" for label in labels)
+    heads = [span(label) for label in labels]
     return "\n".join([
         "# Diversity of pretraining", "",
         "```bash", "python examples/simulate.py runs/nano/data --recipe nano",

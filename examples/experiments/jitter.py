@@ -32,8 +32,10 @@ from common import (
     improvement,
     parser,
     percent,
+    plural,
     ratio_interval,
     rollout,
+    span,
     still,
     tiny_data,
     train,
@@ -63,6 +65,7 @@ class Size:
         self.steps = 4 if tiny else 300
         self.lead = 3 if tiny else 60
         self.long = (2, 3) if tiny else (21, 60)  # lead times of the "long" error, as published
+        self.whole = f"1:{self.lead}"
         self.shifts = 2 if tiny else 4
         self.spectrum = (1, 3) if tiny else (1, 20)
         self.periodic = TINY[:1] if tiny else [name for name in self.scenarios if name in PERIODIC]
@@ -213,7 +216,7 @@ def summary(found: dict, given: argparse.Namespace, size: Size) -> dict:
     """What the written result says."""
     both, plain = size.sources(given.data), size.sources(given.data, VARIANTS[:1])
     seeds, steps = range(given.seeds), size.steps
-    windows = {"1": (1, 1), "all": (1, size.lead), f"{size.long[0]}:{size.long[1]}": size.long}
+    windows = {"1": (1, 1), size.whole: (1, size.lead), f"{size.long[0]}:{size.long[1]}": size.long}
 
     def of(arm: str, way: str, sources: Sequence[Path], window: tuple[int, int], step: int = steps) -> np.ndarray:
         return errors_of([found[arm, seed, step, way] for seed in seeds], sources, *window)
@@ -271,7 +274,7 @@ def draw(made: dict, found: dict, given: argparse.Namespace, size: Size, file: P
 
     figure, ((a, b, e), (c, d, f)) = plt.subplots(2, 3, figsize=(15, 8), layout="constrained")
     _, plain = size.sources(given.data), size.sources(given.data, VARIANTS[:1])
-    middle, low, high = (100 * np.array(x) for x in made["main"]["all"]["improvement"])
+    middle, low, high = (100 * np.array(x) for x in made["main"][size.whole]["improvement"])
     place = np.arange(len(middle))[::-1]
     a.errorbar(middle, place, xerr=[middle - low, high - middle], fmt="o", color="C0", capsize=2)
     a.axvline(0, color="black", lw=0.8)
@@ -291,9 +294,7 @@ def draw(made: dict, found: dict, given: argparse.Namespace, size: Size, file: P
     steps = [size.steps // 4, size.steps // 2, size.steps]
     for name, color in zip(made["main"], ("C0", "C1", "C2")):
         middle, low, high = 100 * np.array([made["length"][f"{name}: {step}"] for step in steps]).T
-        c.errorbar(
-            steps, middle, [middle - low, high - middle], fmt="o-", color=color, capsize=2, label=f"steps {name}"
-        )
+        c.errorbar(steps, middle, [middle - low, high - middle], fmt="o-", color=color, capsize=2, label=span(name))
     c.axhline(0, color="black", lw=0.8)
     c.set(xlabel="training steps", ylabel="error lower with jitter by, %", title="median over scenarios", xticks=steps)
     c.legend(fontsize=7)
@@ -330,20 +331,20 @@ def draw(made: dict, found: dict, given: argparse.Namespace, size: Size, file: P
 
 
 def report(made: dict, given: argparse.Namespace, size: Size) -> str:
-    main, count = made["main"], len(made["scenarios"])
-    every = main["all"]
+    main, number, seeds = made["main"], len(made["scenarios"]), plural(made["seeds"], "seed")
+    every = main[size.whole]
     rows = []
     for i, name in enumerate(made["scenarios"]):
         numbers = [f"{every[arm][i]:.3f}" for arm in ("jitter", "none", "persistence")]
         rows.append([name.replace("_", " "), *numbers, percent([part[i] for part in every["improvement"]])])
     said = [
-        f"- Over steps {label.replace('all', f'1 to {size.lead}')}, jitter {verdict(row['median improvement'])}; the "
-        f"error is lower in {row['scenarios won'][0]} of {count} scenarios ({row['scenarios won'][1]} to "
+        f"- {span(label).capitalize()}: jitter {verdict(row['median improvement'])}; the "
+        f"error is lower in {row['scenarios won'][0]} of {number} scenarios ({row['scenarios won'][1]} to "
         f"{row['scenarios won'][2]})."
         for label, row in main.items()
     ]
     ahead = sum(min(a, b) < p for a, b, p in zip(every["jitter"], every["none"], every["persistence"]))
-    said.append(f"- One of the arms is better than the forecast that nothing changes in {ahead} of {count} scenarios.")
+    said.append(f"- One of the arms is better than the forecast that nothing changes in {ahead} of {number} scenarios.")
     if made["seeds"] > 1:
         apart = " and ".join(f"{100 * x:.0f}%" for x in every["between seeds"])
         said.append(
@@ -363,13 +364,13 @@ def report(made: dict, given: argparse.Namespace, size: Size) -> str:
     first, last = size.spectrum
     names = ["equivariance", "one_step", f"comb_error_{first}", f"comb_error_{last}", f"comb_truth_{last}"]
     causes = [[key, *(f"{row[name]:.2f}" for name in names)] for key, row in made["causes"].items()]
-    windows = [f"steps {label.replace('all', f'1:{size.lead}')}" for label in main]
+    windows = [span(label) for label in main]
     return "\n".join([
         "# Jitter, with and without", "",
         "```bash", "python examples/simulate.py runs/nano/data --recipe nano",
         f"OMP_NUM_THREADS=1 python examples/experiments/jitter.py --output runs/experiments{flags(given)}", "```", "",
-        f"For each of {count} scenarios in the plane and each seed ({made['seeds']}), two models of 1.5 million "
-        f"parameters, {size.steps} steps of four windows on two grids, with jitter and without; all else is alike. "
+        f"For each of {number} scenarios in the plane, two models of 1.5 million parameters and {seeds}, "
+        f"{size.steps} steps of four windows on two grids, with jitter and without; all else is alike. "
         f"Forecasts of {size.lead} frames from frame 17 of all test trajectories. VRMSE, mean over fields and steps "
         f"1 to {size.lead}, median over trajectories, at most 10; in brackets 95% bootstrap intervals over "
         "trajectories and seeds.", "",

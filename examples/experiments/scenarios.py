@@ -24,7 +24,9 @@ from common import (
     finetune,
     parser,
     percent,
+    plural,
     ratio_interval,
+    span,
     tiny_data,
     train,
     trajectories,
@@ -126,7 +128,7 @@ def draw(made: dict, size: Size, file: Path) -> None:
         axis.axhline(rows["nothing changes"], color="black", lw=0.8, label="nothing changes")
         axis.set(
             xticks=place, xlabel="pretraining scenarios", ylabel="VRMSE", yscale="log",
-            title=f"step{'s' if ':' in label else ''} {label}",
+            title=span(label),
         )  # fmt: skip
         axis.set_xticklabels([0, *size.counts])
     axes[0].legend(fontsize=7)
@@ -137,19 +139,18 @@ def draw(made: dict, size: Size, file: Path) -> None:
 def report(made: dict, given: argparse.Namespace, size: Size) -> str:
     windows, rows, said = made["windows"], [], []
     for few in (0, *size.trajectories):
-        for count in size.counts if few == 0 else (0, *size.counts):
-            row = [count, few or "not fine-tuned"]
+        for number in size.counts if few == 0 else (0, *size.counts):
+            row = [number, few or "not fine-tuned"]
             for label, found in windows.items():
-                its = found[f"{count} scenarios, {few} trajectories"]
+                its = found[f"{number} scenarios, {few} trajectories"]
+                many = f"{plural(number, 'scenario')}, fine-tuned on {few}"
                 errors = ", ".join(f"{error:.3f}" for error in its["each order"])
                 lower = its.get("lower than from nothing")
                 row.append(errors + (f"; lower than from nothing by {percent(lower)}" if lower else ""))
                 if lower:
-                    said.append(
-                        f"- {count} scenarios, {few} trajectories, steps {label}: pretraining {verdict(lower)}."
-                    )
+                    said.append(f"- {many}, {span(label)}: pretraining {verdict(lower)}.")
             rows.append(row)
-    idle = ", ".join(f"{found['nothing changes']:.3f} over steps {label}" for label, found in windows.items())
+    idle = ", ".join(f"{found['nothing changes']:.3f} over {span(label)}" for label, found in windows.items())
     orders = "" if given.orders == 2 else f" --orders {given.orders}"
     return "\n".join([
         "# Number of pretraining scenarios", "",
@@ -160,7 +161,7 @@ def report(made: dict, given: argparse.Namespace, size: Size) -> str:
         "its test trajectories, mean over fields, steps and three starts, median over trajectories, one number an "
         "order; in brackets 95% bootstrap intervals over trajectories and orders. Where nothing changes, mean over "
         f"trajectories: {idle}.", "",
-        markdown_table(["pretraining scenarios", "trajectories", *(f"steps {label}" for label in windows)], rows), "",
+        markdown_table(["pretraining scenarios", "trajectories", *(span(label) for label in windows)], rows), "",
         "![number of scenarios](scenarios.png)", "", *said, "",
         "Power: one seed for each order, four test trajectories. The steps are equal, so a model of eight scenarios "
         "has seen an eighth as much of each.", "",

@@ -75,7 +75,7 @@ NANO = """The weights come with the package. They started from random ones and h
 
 ```bash
 python examples/simulate.py runs/nano/data --recipe nano
-OMP_NUM_THREADS=2 python examples/pretrain.py --config examples/configs/nano.yaml
+OMP_NUM_THREADS=1 ACCELERATE_MIXED_PRECISION=bf16 python examples/pretrain.py --config examples/configs/nano.yaml
 python model_cards/walrus-nano/measure.py --data runs/nano/data --run runs/nano/run
 ```
 

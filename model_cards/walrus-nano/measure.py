@@ -1,8 +1,10 @@
 """Puts the weights of a training run into the package, measures them, and writes the card: one command for new weights.
 
     python examples/simulate.py runs/nano/data --recipe nano
-    OMP_NUM_THREADS=2 python examples/pretrain.py --config examples/configs/nano.yaml
+    OMP_NUM_THREADS=1 ACCELERATE_MIXED_PRECISION=bf16 python examples/pretrain.py --config examples/configs/nano.yaml
     python model_cards/walrus-nano/measure.py --data runs/nano/data --run runs/nano/run --commit COMMIT
+
+COMMIT is what the run was started at, and `--recipe` names its settings where they are not those of nano.yaml.
 
 The running averages of RUN's last checkpoint are rounded to bfloat16. With these the package's own evaluator forecasts
 the test split of every source, and simulations that are unlike them (`simulations.py`, kept in DATA/unseen-*), beside

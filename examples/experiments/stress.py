@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from checkpoint import WINDOWS, Checkpoint, forecast, means, parser, windows_of
+from checkpoint import WINDOWS, Checkpoint, forecast, means, parser, plan_for, windows_of
 from common import FIRST, Results, write, written_to
 
 from walrus_hf import Trajectory, load_well, save_well
@@ -134,7 +134,9 @@ def measure(given: argparse.Namespace, checkpoint: Checkpoint, results: Results)
         def errors(case: Case = case) -> dict[str, Any]:
             whole = case.simulate(given.output / NAME / "simulations", lead, seeds)
             windows = windows_of(checkpoint.pipe, whole, [case.first()], lead)
+            strides = plan_for(windows).strides[: len(whole[0].grid)]
             return {
+                "strides": " ".join(f"({first}, {second})" for first, second in strides),
                 "model": means(windows.errors(forecast(checkpoint.pipe, windows, lead)), WINDOWS),
                 "persistence": means(windows.errors(None), WINDOWS),
             }
@@ -187,21 +189,19 @@ def report(rows: list[dict[str, Any]], checkpoint: Checkpoint) -> str:
         f"{checkpoint.text()}. {SEEDS} trajectories a case from seeds that the training did not have, one seed of the "
         "jitter. VRMSE, mean over fields, median over trajectories: of the model, of persistence, and the one over the "
         f"other. A case *holds* where that ratio is at most {HOLDS} times the reference's, *breaks* where it is 1 or "
-        "more, and is *worse* in between. \"Seen\" values were in the training data.", "",
+        "more, and is *worse* in between. \"Seen\" values were in the training data. The strides of the two stages, "
+        "along x and y, follow from the grid: a grid can break because they are not among those of the training.", "",
         f"![error over persistence]({NAME}.png)", "",
     ]  # fmt: skip
     for scenario in dict.fromkeys(row["scenario"] for row in rows):
         body = [
-            [row["changed"], row["value"], "yes" if row["seen"] else "no",
+            [row["changed"], row["value"], row["strides"], "yes" if row["seen"] else "no",
              *(f"{row['model'][w]:.3f} / {row['persistence'][w]:.3f} = {relative(row, w):.2f}" for w in windows)]
             for row in rows if row["scenario"] == scenario
         ]  # fmt: skip
         title = {"gas": "Gas in quadrants, periodic", "shear": "Shear layers, periodic"}[scenario]
-        text += [
-            f"## {title}",
-            "",
-            markdown_table(["changed", "value", "seen", *(f"steps {w}" for w in windows)], body),
-        ]
+        head = ["changed", "value", "strides", "seen", *(f"steps {w}" for w in windows)]
+        text += [f"## {title}", "", markdown_table(head, body)]
         text += ["", "In brackets the ratio over that of the reference:", "", *sentences(rows, scenario), ""]
     return "\n".join(text)
 

@@ -310,21 +310,18 @@ def draw(made: dict, found: dict, given: argparse.Namespace, size: Size, file: P
         row = made["causes"][f"{arm}: {size.steps}"]
         for step, style in zip(size.spectrum, (":", "-")):
             e.plot(row[f"spectrum_error_{step}"], style, color=color, label=f"error at step {step}, trained: {arm}")
-        f.plot(
-            steps, [made["causes"][f"{arm}: {s}"][f"comb_error_{last}"] for s in steps], "o-", color=color, label=arm
-        )
+        for step, style in zip(size.spectrum, (":", "-")):
+            combs = [made["causes"][f"{arm}: {n}"][f"comb_error_{step}"] for n in steps]
+            f.plot(steps, combs, "o" + style, color=color, label=f"error at step {step}, trained: {arm}")
     e.plot(row[f"spectrum_truth_{last}"], color="grey", lw=0.8, label=f"truth at step {last}")
     for k in range(8, len(row[f"spectrum_truth_{last}"]), 8):
         e.axvline(k, color="black", lw=0.4)
+    lowest = [min(made["causes"][f"{arm}: {size.steps}"][f"spectrum_error_{size.spectrum[0]}"]) for arm in ARMS]
+    e.set_ylim(bottom=min(lowest) - 0.5)
     e.set(xlabel="waves along x (lines: multiples of the tokens)", ylabel="log10 power", title="spectrum")
     e.legend(fontsize=7)
-    f.axhline(row[f"comb_truth_{last}"], color="grey", lw=0.8, label="truth")
-    f.set(
-        xlabel="training steps",
-        ylabel=f"decades, error at step {last}",
-        title="excess at the tokens' waves",
-        xticks=steps,
-    )
+    f.axhline(row[f"comb_truth_{last}"], color="grey", lw=0.8, label=f"truth at step {last}")
+    f.set(xlabel="training steps", ylabel="decades", title="excess at the tokens' waves", xticks=steps)
     f.legend(fontsize=7)
     figure.savefig(file, dpi=100)
     plt.close(figure)

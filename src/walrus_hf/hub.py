@@ -74,6 +74,13 @@ class Upload:
         return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
+def check_repository_name(repo_id: str) -> None:
+    """`ValueError` for anything but `ORG/NAME`, in letters that the Hub takes."""
+    validate_repo_id(repo_id)
+    if repo_id.count("/") != 1:
+        raise ValueError(f"repository: expected ORG/NAME such as my-lab/walrus-shear, found {repo_id!r}")
+
+
 def prepare_upload(
     folder: str | Path,
     repo_id: str,
@@ -102,9 +109,7 @@ def prepare_upload(
         FileNotFoundError: no such folder or results.
     """
     folder = Path(folder).expanduser()
-    validate_repo_id(repo_id)
-    if repo_id.count("/") != 1:
-        raise ValueError(f"repository: expected ORG/NAME such as my-lab/walrus-shear, found {repo_id!r}")
+    check_repository_name(repo_id)
     if not folder.is_dir():
         kind = "a file" if folder.exists() else "none"
         raise FileNotFoundError(f"{folder}: expected the folder of a checkpoint, found {kind}; check the path")

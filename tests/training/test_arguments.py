@@ -39,6 +39,7 @@ def test_the_model_of_a_recipe_is_a_size_and_what_differs_from_it(tmp_path):
         ("sources: [a]\nmode: best\n", r"mode: expected one of independent, reference, balanced, variable"),
         ("sources: [a]\nstrategy: magic\n", r"strategy: expected one of single, ddp, fsdp2, hsdp, found 'magic'"),
         ("sources: [a]\nframes: 1\n", r"frames: expected at least 2, found 1"),
+        ("sources: [a]\npush_to_hub: walrus\n", r"repository: expected ORG/NAME such as .*, found 'walrus'"),
         ("max_steps: 5\n", r"sources: expected at least one, found none"),
     ],
 )  # fmt: skip
@@ -58,7 +59,7 @@ def test_an_unknown_flag_is_refused(capsys):
 def test_the_recipes_of_the_examples_are_read(path):
     found = parse_arguments(["--config", str(path)])
     assert len(set(found.sources)) == len(found.sources) >= 4
-    known = {"tiny": 96, "nano": 192, "half": 1088, "walrus-1.3b": 1408}
+    known = {"tiny": 96, "nano": 128, "half": 1088, "walrus-1.3b": 1408}
     assert found.config().hidden_size == known[path.stem]
     assert len({source_name(source, found.sources) for source in found.sources}) == len(found.sources)
 

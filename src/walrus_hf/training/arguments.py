@@ -12,6 +12,7 @@ import yaml
 from transformers.hf_argparser import HfArgumentParser
 
 from ..configuration_walrus import WalrusConfig
+from ..hub import check_repository_name
 from .plan import MODES, Mode
 
 STRATEGIES = ("single", "ddp", "fsdp2", "hsdp")
@@ -96,6 +97,8 @@ class PretrainingArguments:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, found {vars(self)[name]!r}")
         if self.strategy is not None and self.strategy not in STRATEGIES:
             raise ValueError(f"strategy: expected one of {', '.join(STRATEGIES)}, found {self.strategy!r}")
+        if self.push_to_hub is not None:
+            check_repository_name(self.push_to_hub)
         if self.max_seconds is not None and not self.max_seconds > 0:
             raise ValueError(f"max_seconds: expected a time above 0, found {self.max_seconds}")
         least = {"max_steps": 1, "gradient_accumulation_steps": 1, "batch_size": 1, "frames": 2, "save_steps": 1}

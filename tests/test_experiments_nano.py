@@ -131,12 +131,20 @@ def test_tuning_tries_every_method_at_every_size(run):
 def test_a_checkpoint_whose_training_nobody_knows_is_refused(module, model_folder, tmp_path):
     checkpoint = module("checkpoint")
     WalrusPipeline.from_pretrained(model_folder, device="cpu").save_pretrained(tmp_path / "model")
-    given = argparse.Namespace(model=str(tmp_path / "model"), trained=None)
-    with pytest.raises(ValueError, match="how long it was trained with --trained"):
+    given = argparse.Namespace(model=str(tmp_path / "model"))
+    with pytest.raises(ValueError, match="which tells how long it was trained, found none"):
         checkpoint.Checkpoint.load(given)
-    given.trained = "an hour"
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "seconds": 3600.0}')
     found = checkpoint.Checkpoint.load(given)
-    assert (found.name, found.trained) == (tmp_path.name, "an hour")
+    assert (found.name, found.trained) == (tmp_path.name, "trained for 1 steps in 3,600 s")
+
+
+def test_the_card_of_the_packaged_checkpoint_tells_of_its_training(module):
+    checkpoint = module("checkpoint")
+    found = checkpoint.Checkpoint.load(argparse.Namespace(model="walrus-nano"))
+    training = json.loads((checkpoint.CARDS / "walrus-nano" / "results.json").read_text())["training"]
+    assert found.name == "walrus-nano"
+    assert found.trained == f"trained for {training['steps']:,} steps in {training['minutes']:,} minutes"
 
 
 def test_other_weights_have_results_of_their_own(module, model_folder, tmp_path):
@@ -145,9 +153,8 @@ def test_other_weights_have_results_of_their_own(module, model_folder, tmp_path)
         next(pipe.model.parameters()).flatten()[0] += 1e-3
     pipe.save_pretrained(tmp_path / "model")
     load = module("checkpoint").Checkpoint.load
-    one, other = (
-        load(argparse.Namespace(model=str(folder), trained="a while")) for folder in (model_folder, tmp_path / "model")
-    )
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "seconds": 1.0}')
+    one, other = (load(argparse.Namespace(model=str(folder))) for folder in (model_folder, tmp_path / "model"))
     one.results(tmp_path).get("key", lambda: 1)
     assert one.results(tmp_path).get("key", lambda: 2) == 1
     assert other.results(tmp_path).get("key", lambda: 2) == 2

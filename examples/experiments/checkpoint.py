@@ -18,12 +18,13 @@ from common import Results, Windows
 from common import parser as common_parser
 from torch import Tensor
 
-from walrus_hf import Trajectory, WalrusPipeline
+from walrus_hf import Trajectory, WalrusPipeline, checkpoints
 from walrus_hf.checkpoints import locate
 from walrus_hf.jitter import TokenizationPlan, make_plan
 from walrus_hf.strides import Strides
 
-PACKAGED = "walrus-nano"
+PACKAGED, PACKAGED_FOLDER = "walrus-nano", Path(checkpoints.__file__).parent
+CARDS = Path(__file__).parents[2] / "model_cards"
 TINY = ("wave", "acoustic_scattering")  # scenarios of `--tiny`, which need no JAX
 # Lead times that errors are averaged over; those of the published evaluation of unseen data.
 WINDOWS = {"1": (1, 1), "1:10": (1, 10), "11:30": (11, 30)}
@@ -32,7 +33,6 @@ WINDOWS = {"1": (1, 1), "1:10": (1, 10), "11:30": (11, 30)}
 def parser(doc: str | None) -> argparse.ArgumentParser:
     made = common_parser(doc)
     made.add_argument("--model", default=PACKAGED, help="a packaged checkpoint, or a folder")
-    made.add_argument("--trained", help="what the result says of its training; else metrics.jsonl beside it tells")
     return made
 
 
@@ -54,11 +54,11 @@ class Checkpoint:
     def load(cls, given: argparse.Namespace) -> "Checkpoint":
         """Raises ValueError where nobody knows how long it was trained: a result would not say what it is about."""
         warnings.filterwarnings("ignore", message=".*outside the published stride table")
-        trained = given.trained or training_text(Path(locate(given.model)))
+        trained = training_text(Path(locate(given.model)))
         if trained is None:
             raise ValueError(
-                f"{given.model}: expected metrics.jsonl in the folder or the one above, found none; say how long it "
-                "was trained with --trained"
+                f"{given.model}: expected metrics.jsonl in the folder or the one above, which tells how long it was "
+                "trained, found none; give the folder `model` of a pretraining run, or a packaged checkpoint"
             )
         pipe = WalrusPipeline.from_pretrained(given.model, device="cpu")
         whole = hashlib.sha256()
@@ -82,12 +82,16 @@ class Checkpoint:
 
 
 def training_text(folder: Path) -> str | None:
-    """Steps and seconds of a pretraining run, from the metrics beside its model; None where there are none."""
+    """Steps and time of the training: from the metrics beside a model or the card of a packaged one; else None."""
     for file in (folder / "metrics.jsonl", folder.parent / "metrics.jsonl"):
         if file.is_file():
             rows = [json.loads(line) for line in file.read_text().splitlines()]
             seconds = {row["step"]: row["seconds"] for row in rows if "seconds" in row}
             return f"trained for {len(seconds):,} steps in {sum(seconds.values()):,.0f} s"
+    card = CARDS / folder.name / "results.json"
+    if folder.parent == PACKAGED_FOLDER and card.is_file():
+        training = json.loads(card.read_text())["training"]
+        return f"trained for {training['steps']:,} steps in {training['minutes']:,} minutes"
     return None
 
 

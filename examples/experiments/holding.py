@@ -164,7 +164,7 @@ def draw(found: dict[str, dict[str, list]], cost: dict[str, dict[str, list[float
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12.5, 4.2), layout="constrained")
     styles = ["k-", "C0-", "C1-", "C3-", "C2:", "C4:", "C5:", "C6--"]
     for arm, style in zip(("k = 1", *CACHED, *USUAL), styles):
         curves = [np.median(by_arm[arm], axis=0) for by_arm in found.values()]
@@ -181,7 +181,7 @@ def draw(found: dict[str, dict[str, list]], cost: dict[str, dict[str, list[float
     right.axhline(0, color="black", lw=0.8)
     right.set(xticks=np.arange(len(spans)), xlabel="steps", ylabel="error over that of k = 1, %", title="what it costs")
     right.set_xticklabels(spans)
-    right.legend(fontsize=8)
+    right.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     figure.savefig(file, dpi=100)
     plt.close(figure)
 

@@ -175,7 +175,7 @@ def draw(found: dict[str, Any], file: Path) -> None:
             axis.plot(sizes, [mean_of(found, method, str(size), span) for size in sizes], color=f"C{i}", label=method)
         for (name, its), style in zip(found["plain"].items(), (":", "--")):
             axis.axhline(its[span], color="black", ls=style, lw=0.8, label=name)
-        axis.set(xscale="log", yscale="log", xlabel="trajectories", ylabel="VRMSE", title=span, xticks=sizes)
+        axis.set(xscale="log", xlabel="trajectories", ylabel="VRMSE", title=span, xticks=sizes, ylim=(0, None))
         axis.minorticks_off()
         axis.set_xticklabels(sizes)
     axes[0].legend(fontsize=8)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from walrus_hf.model_card import (
 
 HERE = Path(__file__).parent
 OF_EQUAL_BUDGET = "walrus_of_equal_budget"  # as measure.py calls it
+UNTRAINED = ("persistence", "linear_extrapolation", "dmd")
 WINDOWS = {"Table 1": ("1", "1:20", "21:60"), "Table 8": ("1", "1:10", "11:30"), "Table 7": ("full trajectory",)}
 
 CONVERSION = """The weights are not in this folder. Download `walrus.pt` and `extended_config.yaml` from
@@ -157,6 +158,9 @@ def nano() -> tuple[dict[str, Any], str]:
     results["source"] = "arXiv 2511.15684"
     results["baselines"] = json.loads(added.read_text(encoding="utf-8")) if added.is_file() else None
     results["summary"] = {part: standings(compared(results, part)) for part in ("test", "unseen")}
+    results["summary"]["against_trained"] = {
+        who: against_trained(compared(results, "test"), who) for who in ("model", OF_EQUAL_BUDGET)
+    }
     results["summary"]["equal_budget"] = standings(compared(results, "test"), OF_EQUAL_BUDGET)
     config, weights, trained = WalrusConfig(**results["config"]), results["weights"], results["training"]
     card = checkpoint_card(
@@ -233,6 +237,30 @@ def standings(sources: Mapping[str, Mapping[str, Any]], own: str = "model") -> d
     return found
 
 
+def against_trained(sources: Mapping[str, Mapping[str, Any]], own: str) -> dict[str, list[int]]:
+    """By window: how often a Walrus' median is below that of every trained baseline, and how many sources have one."""
+    found = {}
+    for window in ("1", "1:10", "11:30"):
+        won = []
+        for forecasters in sources.values():
+            trained = [who for who in forecasters if who not in (*UNTRAINED, "model", OF_EQUAL_BUDGET)]
+            if trained and own in forecasters:
+                best = min(median(forecasters, who, window) for who in trained)
+                won.append(median(forecasters, own, window) < best)
+        if won:
+            found[window] = [sum(won), len(won)]
+    return found
+
+
+def told_against_trained(counts: Mapping[str, Mapping[str, Sequence[int]]]) -> str:
+    parts = [
+        f"{name}: {', '.join(f'{won} of {all_} at {window}' for window, (won, all_) in counts[who].items())}"
+        for who, name in (("model", "walrus-nano"), (OF_EQUAL_BUDGET, OF_EQUAL_BUDGET.replace("_", " ")))
+        if counts[who]
+    ]
+    return f"Sources where the median is lower than that of every trained baseline, {'; '.join(parts)}."
+
+
 def nano_evaluation(results: Mapping[str, Any]) -> str:
     """Protocol, what it comes to, and tables by window of lead time."""
     protocol, baselines, film = results["protocol"], results["baselines"], results["film"]
@@ -247,6 +275,7 @@ def nano_evaluation(results: Mapping[str, Any]) -> str:
         "of a row is bold. `results.json` has means as well.",
         f"`linear extrapolation` and `dmd` (dynamic modes of the {results['frames_of_dmd']} frames before the start; "
         f"walrus-nano reads the last {results['frames']['planes']}) need no training. {trained}",
+        *([told_against_trained(results["summary"]["against_trained"])] if baselines else []),
         *([f"`walrus of equal budget`, on its sources: {verdict(equals)}"] if equals else []),
         f"### Test split of the training sources\n\n{count(results['test'])} {verdict(results['summary']['test'])}",
         *tables(results, "test"),

@@ -5,10 +5,12 @@ import os
 import shutil
 import signal
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from accelerate import DistributedType
 
 from walrus_hf import Trajectory, WalrusPipeline, save_well
 from walrus_hf.data.statistics import RunningStatistics, write_stats
@@ -262,6 +264,20 @@ def test_few_bits_need_bitsandbytes(base, settings, monkeypatch):
     (name, value), *_ = settings.items()
     with pytest.raises(ImportError, match=f"{name}: {value} needs bitsandbytes"):
         fit(base, RUNS, **settings, **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (DistributedType.FSDP, r"found FSDP; launch it with .*ddp\.yaml"),
+        (DistributedType.MULTI_CPU, "make an Accelerator"),
+    ],
+)
+def test_processes_that_share_a_model_or_do_not_know_of_each_other_are_refused(monkeypatch, folder, kind, message):
+    found = SimpleNamespace(distributed_type=kind, num_processes=2)
+    monkeypatch.setattr("walrus_hf.finetuning.Accelerator", lambda **_: found)
+    with pytest.raises(ValueError, match=message):
+        fit(folder, RUNS, **QUICK)
 
 
 def test_an_output_folder_with_something_in_it_is_kept(folder, tmp_path):

@@ -238,7 +238,7 @@ def warn_unmeasured(plan: TokenizationPlan, warned: set[Triple]) -> None:
         warnings.warn(
             f"grid {plan.grid} is outside the published stride table: it runs with strides {plan.strides}"
             + (f", resampled to {plan.lengths}" if plan.resampled else "")
-            + ", but the accuracy of the published weights there is unmeasured",
+            + ", but published results say nothing of such grids: accuracy there is unmeasured",
             stacklevel=3,
         )
 

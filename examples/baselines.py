@@ -67,7 +67,7 @@ def main() -> None:
     if (arguments.output / "walrus").is_dir():
         pipe = WalrusPipeline.from_pretrained(arguments.output / "walrus", device=model.device)
     else:
-        rows = train(model, stream, arguments.seconds, learning_rate=2e-3)
+        rows = train(model, stream, arguments.seconds, learning_rate=3e-3, muon=True)  # as in its recipes
         print(f"walrus: {parameter_count(model)} parameters, {len(rows)} steps")
         pipe.save_pretrained(arguments.output / "walrus")
 

@@ -233,10 +233,11 @@ def train(
     steps: int | None = None,
     learning_rate: float = 1e-3,
     max_grad_norm: float = 1.0,
+    muon: bool = False,
 ) -> list[dict[str, float]]:
     """Train a network, a [`WalrusForPrediction`] as well as a baseline's, on the batches of a stream.
 
-    AdamW and the published schedule, whose progress is the part of the time that has passed. The clock starts when the
+    AdamW or Muon, and the published schedule, whose progress is the part of the time that has passed. The clock starts when the
     first batch is there, and waiting for the others counts. Steps whose loss or gradient is
     not finite are left out.
 
@@ -244,6 +245,7 @@ def train(
         module: called with the inputs of a batch; its output has a `loss`.
         stream: batches of `load_stream`, collated or not; `epochs=None` makes it endless.
         seconds, steps: how long; one of the two.
+        muon: as in `make_optimizer`, for a Walrus.
 
     Returns:
         One row a step: `step`, `loss`, `seconds`, `learning_rate`.
@@ -254,7 +256,7 @@ def train(
     if (seconds is None) == (steps is None) or (seconds or steps or 0) <= 0:
         raise ValueError(f"expected a number of seconds or of steps above 0, found seconds={seconds}, steps={steps}")
     device = next(module.parameters()).device
-    optimizer = make_optimizer(module, learning_rate)
+    optimizer = make_optimizer(module, learning_rate, muon=muon)
     module.train()
     rows: list[dict[str, float]] = []
     begin = math.nan

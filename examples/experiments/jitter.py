@@ -362,6 +362,7 @@ def report(made: dict, given: argparse.Namespace, size: Size) -> str:
     names = ["equivariance", "one_step", f"comb_error_{first}", f"comb_error_{last}", f"comb_truth_{last}"]
     causes = [[key, *(f"{row[name]:.2f}" for name in names)] for key, row in made["causes"].items()]
     windows = [span(label) for label in main]
+    left = [name for name in PLANES if name not in made["scenarios"]] + ["a second seed"] * (made["seeds"] == 1)
     return "\n".join([
         "# Jitter, with and without", "",
         "```bash", "python examples/simulate.py runs/nano/data --recipe nano",
@@ -386,7 +387,7 @@ def report(made: dict, given: argparse.Namespace, size: Size) -> str:
         markdown_table(
             ["trained: steps", "shift error", "error of the change", f"comb, step {first}", f"comb, step {last}",
              f"comb of the truth, step {last}"], causes), "",
-        "Not measured: volumes, and one model for all scenarios, as the published one, which takes more steps.", "",
+        f"Not measured: {', '.join([*left, 'volumes'])}, and one model for all scenarios, as the published one.", "",
     ])  # fmt: skip
 
 

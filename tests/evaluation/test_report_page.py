@@ -226,6 +226,14 @@ def test_the_curve_of_errors_is_drawn_to_scale_with_its_interval(page):
     np.testing.assert_allclose((y[0] - y) / (y[0] - y[1]), np.log2(np.arange(1, 7)), rtol=0.02)
 
 
+def test_errors_are_drawn_on_a_logarithmic_axis_from_the_start_where_a_forecast_leaves_the_physics(page):
+    curve = "{step: [1, 2], median: [0.1, arguments[0]]}"
+    large = f"return hasLargeErrors({{forecasters: {{model: {{lead_time: {{speed: {curve}}}}}}}}})"
+    assert page.execute_script(large, 40.0)
+    assert not page.execute_script(large, 2.0)
+    assert not page.execute_script("return names.some((name) => hasLargeErrors(data.scenarios[name]))")
+
+
 def loaded(page):
     """The pictures of the film are there, and drawn."""
     script = (

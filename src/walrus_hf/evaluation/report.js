@@ -168,6 +168,10 @@ function styleOf(who, entry) {
 const stepLabel = (entry) => `lead time (steps of ${number(entry.facts.dt)} simulation units)`;
 const placeText = (entry) => (step) => `step ${step}, lead time ${number(step * entry.facts.dt)}`;
 
+// One forecast that leaves the physics would press all others onto the axis.
+const hasLargeErrors = (entry) => Object.values(entry.forecasters).some((found) =>
+  Object.values(found.lead_time).some((curve) => Math.max(...curve.median.filter(Number.isFinite)) > 10));
+
 function showErrors() {
   const entry = scenario(), name = field();
   const series = Object.entries(entry.forecasters).filter(([, found]) => found.lead_time[name]).map(([who, found]) => {
@@ -392,6 +396,7 @@ function start() {
     ["Model", { ...run.model, device: run.device }], ["Versions", run.versions],
     ...(run.notes.length || data.unreadable.length ? [["Notes", { notes: [...run.notes, ...data.unreadable].join("; ") }]] : []),
   ]));
+  byId("log").checked = names.some((name) => hasLargeErrors(data.scenarios[name]));
   showOverview();
   showScenario();
   showTraining();

@@ -237,9 +237,9 @@ def train(
 ) -> list[dict[str, float]]:
     """Train a network, a [`WalrusForPrediction`] as well as a baseline's, on the batches of a stream.
 
-    AdamW or Muon, and the published schedule, whose progress is the part of the time that has passed. The clock starts when the
-    first batch is there, and waiting for the others counts. Steps whose loss or gradient is
-    not finite are left out.
+    AdamW or Muon, and the published schedule, whose progress is the part of the time that has passed. The clock starts
+    when the first batch is there, and waiting for the others counts. Steps whose loss or gradient is not finite are
+    left out.
 
     Args:
         module: called with the inputs of a batch; its output has a `loss`.

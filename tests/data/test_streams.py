@@ -609,6 +609,7 @@ if not child:
     next(iterator)
     print("reading", time.time(), flush=True)
     if interrupted:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
         os.kill(os.getpid(), signal.SIGINT)
 """
     run = subprocess.run(

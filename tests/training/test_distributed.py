@@ -77,7 +77,9 @@ def died(folder):
     script = folder / "dying.py"
     script.write_text(DYING)
     path = recipe(folder, data=folder / "data", output=folder / "died", strategy="fsdp2")
-    done = run_processes(launch("fsdp2", 2, str(script), "--config", path))
+    # Not forked, as users launch it: then both ranks print their own tracebacks, whichever the launcher notices first.
+    command = launch("fsdp2", 2, str(script), "--config", path)
+    done = subprocess.run(command, capture_output=True, text=True, env=cpu_environment(), check=False, timeout=300)
     return done, time.time() - script.with_name("died-now").stat().st_mtime
 
 

@@ -471,7 +471,7 @@ def test_the_hash_is_built_from_splitmix64():
         state = len(key)
         for word in key:
             state = mix(((state + gamma) % 2**64) ^ (word % 2**64))
-        return (mix(mix((i * gamma + state) % 2**64) ^ splitmix64(state)) >> 11) / 2**53
+        return (mix(mix((i * gamma + state) % 2**64) ^ mix(~state % 2**64)) >> 11) / 2**53
 
     ids = np.array([[0, 1, 2**62], [-1, -(2**63), 12345]])
     for key in ((), (0,), (3, -4), (2**64 - 1, 7, 9)):
@@ -497,6 +497,9 @@ def test_hashes_are_uniform_and_independent_along_ids_and_keys():
         assert 0 <= u.min() < u.max() < 1
         assert stats.kstest(u, "uniform").pvalue > 1e-3
         assert stats.chisquare(np.bincount((u * 256).astype(int), minlength=256)).pvalue > 1e-3
+    # No id draws the same under all keys.
+    over_keys = np.array([uniform_hash((key,), ids[:100]) for key in range(1000)])
+    assert min(stats.kstest(column, "uniform").pvalue for column in over_keys.T) > 1e-5
     u = [uniform_hash(key, ids) for key in ((0, 0), (0, 1), (1, 0), (0, 2**32))]
     pairs = [*itertools.combinations(u, 2), (u[0][:-1], u[0][1:]), (u[0][:-2], u[0][2:]), (u[1][:-1], u[0][1:])]
     for left, right in pairs:

@@ -29,9 +29,9 @@ from walrus_hf.training.batches import open_validation
 from walrus_hf.training.guards import TooManyReaderErrors, TrainingDiverged
 from walrus_hf.training.optim import published_schedule
 from walrus_hf.training.records import read_metrics
-from walrus_hf.training.validation import Validation
+from walrus_hf.training.validation import Validation, prepare_inputs
 
-from .small_runs import GRIDS, STEPS, plane_and_volume, settings, without_times
+from .small_runs import GRIDS, MODEL, STEPS, plane_and_volume, settings, without_times
 
 pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
@@ -158,6 +158,30 @@ def test_a_run_with_a_time_limit_ends_cooled_down_when_the_time_is_over(folder, 
     first = read_metrics(tmp_path / "resumed")[0]
     assert 0 < seconds < 60
     assert first["learning_rate"] == pytest.approx(rates[10], rel=0.2)
+
+
+def test_each_micro_batch_draws_its_tokens_from_those_of_the_recipe(folder, tmp_path, monkeypatch):
+    plans = []
+
+    def recorded(*given):
+        inputs = prepare_inputs(*given)
+        plans.append(inputs["plan"])
+        return inputs
+
+    monkeypatch.setattr(loop, "prepare_inputs", recorded)
+    model = {**MODEL, "tokens_per_axis": 4, "tokens_per_axis_3d": 2}
+    changes = {"model": model, "tokens": [2, 4], "max_steps": 6, "validation_steps": 0, "save_steps": 3}
+    loop.pretrain(settings(folder / "data", tmp_path / "all", **changes))
+    assert len(plans) == 6 * 4
+    # Rotations turn the grids. A volume aims at half of the tokens of a plane, as in the configuration.
+    seen = {(tuple(sorted(plan.grid)), tuple(sorted(plan.tokens))) for plan in plans}
+    assert {tokens for grid, tokens in seen if grid == (1, 8, 12)} == {(1, 2, 3), (1, 4, 5)}
+    assert {tokens for grid, tokens in seen if grid == (8, 8, 12)} == {(1, 2, 2), (2, 3, 3)}
+    # They follow from the step, so a run that was stopped draws the same ones.
+    first, plans[:] = [plan.tokens for plan in plans], []
+    checkpoint = str(tmp_path / "all" / "step-00000003")
+    loop.pretrain(settings(folder / "data", tmp_path / "more", resume_from_checkpoint=checkpoint, **changes))
+    assert [plan.tokens for plan in plans] == first[3 * 4 :]
 
 
 def test_a_checkpoint_of_another_plan_is_refused(folder, tmp_path):

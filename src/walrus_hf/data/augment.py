@@ -187,7 +187,7 @@ def uniform_hash(key: Sequence[int], ids: np.ndarray) -> np.ndarray:
         state = _mix((state + GAMMA) ^ np.uint64(operator.index(word) % 2**64))
     hashed = _mix(np.asarray(ids, dtype=np.int64).view(np.uint64) * GAMMA + state)
     # A second round under another state: sequences of two keys are then no shifts of each other.
-    hashed = _mix(hashed ^ _mix(state + GAMMA))
+    hashed = _mix(hashed ^ _mix(~state))
     return (hashed >> np.uint64(11)).reshape(np.shape(ids)) * 2.0**-53
 
 

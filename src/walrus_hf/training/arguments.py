@@ -55,6 +55,13 @@ class PretrainingArguments:
     )
     stride_min: int = field(default=1, metadata={"help": "Smallest distance of a window's frames."})
     stride_max: int = field(default=5, metadata={"help": "Largest distance of a window's frames."})
+    tokens: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens along an axis, drawn from these for each micro-batch; volumes take as much less as in the "
+            "configuration. The default is the configuration's own target."
+        },
+    )
     augment: bool = field(
         default=True, metadata={"help": "Rotate each batch; planes may come to stand anywhere in space."}
     )
@@ -101,6 +108,8 @@ class PretrainingArguments:
             check_repository_name(self.push_to_hub)
         if self.max_seconds is not None and not self.max_seconds > 0:
             raise ValueError(f"max_seconds: expected a time above 0, found {self.max_seconds}")
+        if self.tokens is not None and not (self.tokens and min(self.tokens) >= 1):
+            raise ValueError(f"tokens: expected one number or more, each at least 1, found {self.tokens}")
         least = {"max_steps": 1, "gradient_accumulation_steps": 1, "batch_size": 1, "frames": 2, "save_steps": 1}
         for name, bound in {**least, "stride_min": 1, "keep_checkpoints": 1, "validation_batches": 1}.items():
             if vars(self)[name] < bound:

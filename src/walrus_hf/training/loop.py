@@ -36,7 +36,7 @@ from .checkpoints import load_checkpoint, resolve, save_checkpoint
 from .costs import CostTable, Geometry, Key, Shape, micro_batch_cost
 from .guards import GradientGuard, ReaderErrors, SpikeWatch, StopSignal, full_value
 from .optim import ExponentialAverage, make_optimizer, make_scheduler
-from .plan import StepWork, WorkPlan, WorkSource, micro_batch_shape
+from .plan import MicroBatch, StepWork, WorkPlan, WorkSource, micro_batch_shape
 from .records import MetricsFile, StepTotals, Stopwatch
 from .samples import SamplePlan
 from .saving import save_model
@@ -45,7 +45,7 @@ from .trackers import chosen_trackers, flat, tracked
 from .validation import Validation, prepare_inputs
 
 # What a random number is drawn for.
-_JITTER, _DROP_PATH = range(2)
+_JITTER, _DROP_PATH, _TOKENS = range(3)
 
 
 class TrainingModel(nn.Module):
@@ -292,7 +292,8 @@ def train_step(run: Run, plan: WorkPlan, batches: Iterator[dict[str, Any]], step
         batch = next(batches)
         if (batch["step"], batch["number"]) != (step, expected.source):
             raise RuntimeError(f"step {step}: expected a batch of source {expected.source}, found {batch['samples']}")
-        inputs = prepare_inputs(batch["inputs"], run.bare.model, accelerator.device, _generator(batch, step))
+        tokens = _tokens(run.arguments, expected)
+        inputs = prepare_inputs(batch["inputs"], run.bare.model, accelerator.device, _generator(batch, step), tokens)
         clock.mark()
         with _synchronised(run.model, turn == len(work.groups[group]) - 1):
             with accelerator.autocast():  # which Accelerate leaves out of models that FSDP2 shards
@@ -327,6 +328,14 @@ def _generator(batch: dict[str, Any], step: int) -> torch.Generator:
 
     torch.manual_seed(seed(_DROP_PATH))
     return torch.Generator().manual_seed(seed(_JITTER))
+
+
+def _tokens(arguments: PretrainingArguments, work: MicroBatch) -> int | None:
+    """The target of a micro-batch, the same for the members of a group; None is the model's."""
+    if arguments.tokens is None:
+        return None
+    share = uniform_hash((arguments.seed, _TOKENS, work.source), np.array(work.slot))
+    return arguments.tokens[int(share * len(arguments.tokens))]
 
 
 @contextlib.contextmanager

@@ -15,8 +15,10 @@ from torch.distributed.fsdp import FSDPModule
 from ..data.collator import collate
 from ..data.index import ScenarioIndex
 from ..data.reader import BatchReader
+from ..fields import BoundaryCondition
 from ..metrics import vrmse
 from ..modeling_walrus import WalrusForPrediction
+from ..strides import choose_strides
 
 # Of height, width and depth in (B, C, H, W, D).
 SPACE = (2, 3, 4)
@@ -94,10 +96,25 @@ class Validation:
 
 
 def prepare_inputs(
-    inputs: dict[str, Tensor], model: WalrusForPrediction, device: torch.device, generator: torch.Generator
+    inputs: dict[str, Tensor],
+    model: WalrusForPrediction,
+    device: torch.device,
+    generator: torch.Generator,
+    tokens_per_axis: int | None = None,
 ) -> dict[str, Any]:
-    """A batch on the device, with its tokenization planned on the host: boundary conditions need no trip back."""
-    plan = model.model.make_plan(inputs["field_values"], inputs["boundary_conditions"], generator=generator)
+    """A batch on the device, with its tokenization planned on the host: boundary conditions need no trip back.
+
+    Args:
+        generator: the shifts of the jitter are drawn from it.
+        tokens_per_axis: target along an axis, for volumes as much less as in the configuration; default, its own.
+    """
+    values, sides = inputs["field_values"], inputs["boundary_conditions"]
+    strides = None
+    if tokens_per_axis is not None:
+        in_volumes = max(round(tokens_per_axis * model.config.tokens_per_axis_3d / model.config.tokens_per_axis), 1)
+        periodic = [low == BoundaryCondition.PERIODIC for low, _ in sides[0].tolist()]
+        strides = choose_strides(values.shape[3:], periodic, tokens_per_axis, in_volumes)[1]
+    plan = model.model.make_plan(values, sides, strides, generator=generator)
     rest = {name: value for name, value in inputs.items() if name != "boundary_conditions"}
     return {"plan": plan, **{name: value.to(device, non_blocking=True) for name, value in rest.items()}}
 

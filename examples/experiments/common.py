@@ -384,4 +384,4 @@ def verdict(interval: Sequence[float]) -> str:
         return f"lowers the error by {percent(interval)}"
     if high < 0:
         return f"raises the error by {percent([-x for x in (interval[0], high, low)])}"
-    return f"makes no difference that this run can tell: lower by {percent(interval)}"
+    return f"makes no difference that this run can tell (lower by {percent(interval)})"

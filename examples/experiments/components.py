@@ -165,14 +165,14 @@ def draw(made: dict, file: Path) -> None:
             middle, low, high = (
                 100 * np.array([made["components"][name][label]["median improvement"] for name in names]).T
             )
-            axis.errorbar(
-                middle, place, xerr=[middle - low, high - middle], fmt="o", capsize=2, color=f"C{i}",
-                label=span(label.rpartition(" ")[2]),
-            )  # fmt: skip
+            # Of a median of few scenarios the interval need not hold the estimate, so it is a line of its own.
+            axis.hlines(place, low, high, color=f"C{i}")
+            axis.plot(middle, place, "o", color=f"C{i}", label=span(label.rpartition(" ")[2]))
             for name, y in zip(names, place):
                 each = 100 * np.array(made["components"][name][label]["improvement"])
-                axis.plot(each.clip(-150, 100), np.full(len(each), y), "|", color=f"C{i}", ms=6, alpha=0.5)
+                axis.plot(each.clip(-100, 100), np.full(len(each), y), "|", color=f"C{i}", ms=6, alpha=0.5)
         axis.axvline(0, color="black", lw=0.8)
+        axis.set_xlim(-102, 62)  # what lies beyond stands at the edge
         axis.set(yticks=np.arange(len(names))[::-1], title=grids, xlabel="error lower with the component by, %")
         axis.set_yticklabels([f"{name} ({plural(made['components'][name]['seeds'], 'seed')})" for name in names])
     axes[0].legend(fontsize=7)

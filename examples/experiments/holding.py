@@ -177,7 +177,9 @@ def draw(found: dict[str, dict[str, list]], cost: dict[str, dict[str, list[float
     for i, (arm, style) in enumerate(zip(cost, styles[1:])):
         middle, low, high = 100 * (np.array([cost[arm][span] for span in spans]).T - 1)
         place = np.arange(len(spans)) + 0.1 * (i - 3)
-        right.errorbar(place, middle, [middle - low, high - middle], fmt="o", color=style[:2], capsize=2, label=arm)
+        # Of a median of few scenarios the interval need not hold the estimate, so it is a line of its own.
+        right.vlines(place, low, high, color=style[:2])
+        right.plot(place, middle, "o", color=style[:2], label=arm)
     right.axhline(0, color="black", lw=0.8)
     right.set(xticks=np.arange(len(spans)), xlabel="steps", ylabel="error over that of k = 1, %", title="what it costs")
     right.set_xticklabels(spans)

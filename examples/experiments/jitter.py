@@ -276,7 +276,9 @@ def draw(made: dict, found: dict, given: argparse.Namespace, size: Size, file: P
     _, plain = size.sources(given.data), size.sources(given.data, VARIANTS[:1])
     middle, low, high = (100 * np.array(x) for x in made["main"][size.whole]["improvement"])
     place = np.arange(len(middle))[::-1]
-    a.errorbar(middle, place, xerr=[middle - low, high - middle], fmt="o", color="C0", capsize=2)
+    # Of a median of few scenarios the interval need not hold the estimate, so it is a line of its own.
+    a.hlines(place, low, high, color="C0")
+    a.plot(middle, place, "o", color="C0")
     a.axvline(0, color="black", lw=0.8)
     a.set(yticks=place, xlabel=f"error lower with jitter by, % (steps 1 to {size.lead})", title="each scenario")
     a.set_yticklabels([name.replace("_", " ") for name in size.scenarios], fontsize=8)
@@ -294,7 +296,8 @@ def draw(made: dict, found: dict, given: argparse.Namespace, size: Size, file: P
     steps = [size.steps // 4, size.steps // 2, size.steps]
     for name, color in zip(made["main"], ("C0", "C1", "C2")):
         middle, low, high = 100 * np.array([made["length"][f"{name}: {step}"] for step in steps]).T
-        c.errorbar(steps, middle, [middle - low, high - middle], fmt="o-", color=color, capsize=2, label=span(name))
+        c.vlines(steps, low, high, color=color)
+        c.plot(steps, middle, "o-", color=color, label=span(name))
     c.axhline(0, color="black", lw=0.8)
     c.set(xlabel="training steps", ylabel="error lower with jitter by, %", title="median over scenarios", xticks=steps)
     c.legend(fontsize=7)

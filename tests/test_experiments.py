@@ -241,7 +241,7 @@ def test_an_interval_holds_the_ratio_that_the_errors_were_drawn_with_and_narrows
     [
         ((0.12, 0.03, 0.2), "lowers the error by 12% (3 to 20)"),
         ((-0.12, -0.2, -0.03), "raises the error by 12% (3 to 20)"),
-        ((0.004, -0.2, 0.03), "makes no difference that this run can tell: lower by 0% (-20 to 3)"),
+        ((0.004, -0.2, 0.03), "makes no difference that this run can tell (lower by 0% (-20 to 3))"),
     ],
 )
 def test_what_an_interval_says_depends_on_whether_it_holds_zero(interval, expected):

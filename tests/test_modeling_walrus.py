@@ -1,7 +1,10 @@
 """What a transformers model promises: attention, outputs, determinism, gradients, checkpointing, half precision."""
 
+import functools
+
 import pytest
 import torch
+from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
 from walrus_hf import WalrusConfig, WalrusForPrediction
 from walrus_hf.bench.footprint import peak_of, resident
@@ -244,6 +247,31 @@ def test_drop_path_acts_in_training_only_and_drops_whole_samples():
     assert not torch.equal(model(**inputs).delta, model(**inputs).delta)
     dropped = WalrusDropPath(0.5)(torch.ones(64, 2, 3))
     assert {tuple(sample.unique().tolist()) for sample in dropped} == {(0.0,), (2.0,)}
+
+
+def test_gradient_checkpointing_can_keep_what_space_attention_found():
+    model = small_model(drop_path_rate=0.4, jitter=False).train()
+    inputs = small_inputs(batch=2, labels=True)
+    kept = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+
+    def run() -> tuple[dict, int]:
+        model.zero_grad()
+        torch.manual_seed(3)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            model(**inputs).loss.backward()
+        calls = {event.key: event.count for event in profile.key_averages()}
+        return gradients(model), calls[kept.name()]
+
+    plain, once = run()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    again, twice = run()
+    contexts = functools.partial(create_selective_checkpoint_contexts, [kept])
+    model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
+    selective, kept_once = run()
+    assert (twice, kept_once) == (2 * once, once)
+    for name, gradient in plain.items():
+        torch.testing.assert_close(again[name], gradient, msg=name)
+        torch.testing.assert_close(selective[name], gradient, msg=name)
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])

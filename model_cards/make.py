@@ -7,6 +7,7 @@ walrus-nano are what `walrus-nano/measure.py` has written.
 
 from __future__ import annotations
 
+import collections
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -189,15 +190,25 @@ def nano_training(trained: Mapping[str, Any]) -> str:
     ]
     recipe = f"`{trained['recipe']}`" if trained["recipe"] else "a recipe that is not in this repository"
     table = markdown_table(["scenario of `walrus_hf.data.simulate`", "grids", "parameters of the variants"], rows)
+    history = f" {trained['history']}" if trained.get("history") else ""
     return (
         f"{trained['scenario_count']} scenarios in {trained['variants_each']} variants, each a source of "
         f"{trained['trajectories']} trajectories of {trained['frames_each']} frames (split `train`), simulated for "
         f"it:\n\n{table}\n\n{trained['steps']:,} optimiser steps in {trained['minutes']:,} minutes on a CPU, by "
         f"{recipe}: {trained['windows']:,} windows of {trained['frames']} frames and the "
         f"one after them (distance 1 to {trained['stride_max']}), rotated and placed in space at random, with jitter; "
+        f"{tokens_text(trained)}"
         f"mode `{trained['mode']}`, seed {trained['seed']}, {'Muon and AdamW' if trained['muon'] else 'AdamW'}, "
         f"learning rate {trained['learning_rate']:g}, running average of the weights, decay {trained['ema_decay']:g}."
+        f"{history}"
     )
+
+
+def tokens_text(trained: Mapping[str, Any]) -> str:
+    """How many tokens along an axis the training saw, where it drew them."""
+    if not trained.get("tokens"):
+        return ""
+    return f"tokens along an axis drawn for each micro-batch from {', '.join(map(str, trained['tokens']))}; "
 
 
 def variant_text(variant: Mapping[str, float]) -> str:
@@ -303,10 +314,13 @@ def verdict(windows: Mapping[str, Mapping[str, Any]]) -> str:
         parts.append(f"Below {against} in {counts}.")
         for name, found in windows.items():
             lost = found[behind]
-            if isinstance(lost, dict):
-                lost = [f"{source} ({who})" for source, who in lost.items()]
-            if lost:
-                parts.append(f"**Not** at {name}: {', '.join(lost)}.")
+            if isinstance(lost, dict):  # source -> who is better: the tables name the sources
+                counted = collections.Counter(who.replace("_", " ") for who in lost.values())
+                told = ", ".join(f"{who} in {number}" for who, number in counted.most_common())
+            else:
+                told = ", ".join(lost)
+            if told:
+                parts.append(f"{'**Not**' if lost is found['not_below_persistence'] else 'Better'} at {name}: {told}.")
     return " ".join(parts)
 
 

@@ -4,7 +4,8 @@
     OMP_NUM_THREADS=1 ACCELERATE_MIXED_PRECISION=bf16 python examples/pretrain.py --config examples/configs/nano.yaml
     python model_cards/walrus-nano/measure.py --data runs/nano/data --run runs/nano/run --commit COMMIT
 
-COMMIT is what the run was started at, and `--recipe` names its settings where they are not those of nano.yaml.
+COMMIT is what the run was started at, `--recipe` names its settings where they are not those of nano.yaml, and
+`--history` says where it departed from them.
 
 The running averages of RUN's last checkpoint are rounded to bfloat16. With these the package's own evaluator forecasts
 the test split of every source, and simulations that are unlike them (`simulations.py`, kept in DATA/unseen-*), beside
@@ -75,19 +76,20 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="output_dir of the training run, with its checkpoints and metrics")
     parser.add_argument("--recipe", type=Path, default=ROOT / "examples/configs/nano.yaml", help="of the run")
     parser.add_argument("--commit", help="of this repository, that the run was made with; without it the card says so")
+    parser.add_argument("--history", help="a sentence: in which way the run departs from the recipe")
     parser.add_argument("--baselines", type=Path, nargs="+", metavar="RESULTS", help="folders to take baselines from")
     parser.add_argument("--budget", help="a sentence: the parameters and minutes that each baseline was given")
     given = parser.parse_args()
     if given.baselines and given.budget:
         add_baselines(given.baselines, given.budget)
     elif given.data and given.run:
-        measure(given.data, given.run, given.recipe, given.commit)
+        measure(given.data, given.run, given.recipe, given.commit, given.history)
     else:
         parser.error("expected --data and --run, or --baselines and --budget")
     runpy.run_path(str(HERE.parent / "make.py"))["main"]()
 
 
-def measure(data: Path, run: Path, recipe: Path, commit: str | None) -> None:
+def measure(data: Path, run: Path, recipe: Path, commit: str | None, history: str | None) -> None:
     """Weights into the package; `results.json` and the film here."""
     torch.set_float32_matmul_precision("highest")
     arguments = PretrainingArguments(**read_recipe(recipe))
@@ -108,7 +110,7 @@ def measure(data: Path, run: Path, recipe: Path, commit: str | None) -> None:
     film = work / "film" / "forecast.gif"
     shown = film_of(pipe, tests[FILM], film)
     results = {
-        "training": trained(checkpoint, run, recipe, arguments, commit),
+        "training": trained(checkpoint, run, recipe, arguments) | {"commit": commit, "history": history},
         "weights": weights(packed / "model.safetensors", pipe),
         **settings(pipe),
         "protocol": seen["protocol"], "versions": seen["versions"], "device": seen["device"],
@@ -222,18 +224,16 @@ def film_of(pipe: WalrusPipeline, source: Path, path: Path) -> dict[str, Any]:
     return {"source": FILM, "steps": FILM_STEPS, "vrmse": digits(next(iter(errors["all fields"].values())))}
 
 
-def trained(
-    checkpoint: Path, run: Path, recipe: Path, arguments: PretrainingArguments, commit: str | None
-) -> dict[str, Any]:
+def trained(checkpoint: Path, run: Path, recipe: Path, arguments: PretrainingArguments) -> dict[str, Any]:
     """How the weights came about."""
     step = verify_checkpoint(checkpoint)["step"]
     rows = [row for row in read_metrics(run) if row["step"] <= step]
     kept = ("seed", "max_steps", "learning_rate", "muon", "ema_decay", "mode", "batch_size", "frames", "stride_max",
-            "gradient_accumulation_steps", "augment", "max_grad_norm", "weight_decay")  # fmt: skip
+            "tokens", "gradient_accumulation_steps", "augment", "max_grad_norm", "weight_decay")  # fmt: skip
     simulation = runpy.run_path(str(ROOT / "examples" / "simulate.py"))
     return {
         "recipe": recipe.resolve().relative_to(ROOT).as_posix() if recipe.resolve().is_relative_to(ROOT) else None,
-        "commit": commit, "steps": step,
+        "steps": step,
         "minutes": round(sum(row["seconds"] for row in rows) / 60),
         "windows": round(sum(row["samples_per_second"] * row["seconds"] for row in rows)),
         **{name: getattr(arguments, name) for name in kept},

@@ -31,6 +31,7 @@ from walrus_hf.training.optim import published_schedule
 from walrus_hf.training.records import read_metrics
 from walrus_hf.training.validation import Validation, prepare_inputs
 
+from ..small_model import small_inputs, small_model
 from .small_runs import GRIDS, MODEL, STEPS, plane_and_volume, settings, without_times
 
 pytestmark = pytest.mark.usefixtures("on_the_cpu")
@@ -182,6 +183,41 @@ def test_each_micro_batch_draws_its_tokens_from_those_of_the_recipe(folder, tmp_
     checkpoint = str(tmp_path / "all" / "step-00000003")
     loop.pretrain(settings(folder / "data", tmp_path / "more", resume_from_checkpoint=checkpoint, **changes))
     assert [plan.tokens for plan in plans] == first[3 * 4 :]
+
+
+def test_own_forecasts_stand_in_for_the_frames_from_the_third_on():
+    training, inputs = loop.TrainingModel(small_model()).train(), small_inputs(frames=4, labels=True)
+    calls = []
+    hook = training.model.register_forward_hook(
+        lambda _, args, kwargs, output: calls.append((kwargs, output)), with_kwargs=True
+    )
+    loss, _, _ = training(own_forecasts=True, **inputs)
+    hook.remove()
+    (first, forecasts), (second, _) = calls
+    assert torch.equal(first["field_values"], inputs["field_values"])
+    assert torch.equal(second["field_values"][:, :2], inputs["field_values"][:, :2])
+    assert torch.equal(second["field_values"][:, 2:], forecasts.prediction[:, 1:-1])  # frames 3 and 4, from 2 and 3
+    assert not second["field_values"].requires_grad
+    assert torch.equal(second["labels"], inputs["labels"])
+    replaced = {**inputs, "field_values": second["field_values"]}
+    torch.testing.assert_close(loss, training.model(**replaced).loss)
+
+
+def test_a_share_of_the_micro_batches_is_trained_on_own_forecasts(folder, tmp_path, monkeypatch):
+    given = []
+    forward = loop.TrainingModel.forward
+
+    def recorded(self, own_forecasts=False, **inputs):
+        given.append(own_forecasts)
+        return forward(self, own_forecasts, **inputs)
+
+    monkeypatch.setattr(loop.TrainingModel, "forward", recorded)
+    for share in (0.0, 0.5, 1.0):
+        changes = {"own_forecasts": share, "max_steps": 3, "validation_steps": 0, **plane_and_volume(folder / "data")}
+        loop.pretrain(settings(folder / "data", tmp_path / str(share), **changes, validation_split="none"))
+    none, some, all_ = given[:3], given[3:6], given[6:]
+    assert (none, all_) == ([False] * 3, [True] * 3)
+    assert set(some) == {False, True}
 
 
 def test_a_checkpoint_of_another_plan_is_refused(folder, tmp_path):

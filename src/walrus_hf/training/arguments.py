@@ -62,6 +62,13 @@ class PretrainingArguments:
             "configuration. The default is the configuration's own target."
         },
     )
+    own_forecasts: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of micro-batches whose frames from the third on are the model's own forecasts of them, "
+            "so that it learns to go on from its errors. None in the published recipe."
+        },
+    )
     augment: bool = field(
         default=True, metadata={"help": "Rotate each batch; planes may come to stand anywhere in space."}
     )
@@ -110,6 +117,8 @@ class PretrainingArguments:
             raise ValueError(f"max_seconds: expected a time above 0, found {self.max_seconds}")
         if self.tokens is not None and not (self.tokens and min(self.tokens) >= 1):
             raise ValueError(f"tokens: expected one number or more, each at least 1, found {self.tokens}")
+        if not 0 <= self.own_forecasts <= 1:
+            raise ValueError(f"own_forecasts: expected a share between 0 and 1, found {self.own_forecasts}")
         least = {"max_steps": 1, "gradient_accumulation_steps": 1, "batch_size": 1, "frames": 2, "save_steps": 1}
         for name, bound in {**least, "stride_min": 1, "keep_checkpoints": 1, "validation_batches": 1}.items():
             if vars(self)[name] < bound:

@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from ..data.augment import uniform_hash
 from ..data.index import ScenarioIndex
 from ..data.reader import BatchReader
-from ..modeling_walrus import WalrusForPrediction
+from ..modeling_walrus import WalrusForPrediction, mask_state
 from ..normalization import delta_scales, per_channel
 from .arguments import PretrainingArguments
 from .batches import PlannedReader, open_indexes, open_validation, planned_batches
@@ -45,7 +45,7 @@ from .trackers import chosen_trackers, flat, tracked
 from .validation import Validation, prepare_inputs
 
 # What a random number is drawn for.
-_JITTER, _DROP_PATH, _TOKENS = range(3)
+_JITTER, _DROP_PATH, _TOKENS, _OWN = range(4)
 
 
 class TrainingModel(nn.Module):
@@ -59,9 +59,15 @@ class TrainingModel(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, **inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, own_forecasts: bool = False, **inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
         """The loss; the mean absolute error of each channel `(C,)` in units of its change; and the forecast after the
-        last frame `(B, C, H, W, D)`. Only the loss has a gradient."""
+        last frame `(B, C, H, W, D)`. Only the loss has a gradient.
+
+        With `own_forecasts` the input frames from the third on are the model's own forecasts of them, each from the
+        given frames before it: what a rollout feeds back, one step of it. The labels stay the truth.
+        """
+        if own_forecasts:
+            inputs["field_values"] = self._with_own_forecasts(inputs)
         output = self.model(**inputs)
         ends = [*self.model.model.embeddings.parameters(), *self.model.decoder.parameters()]
         tie = torch.stack([parameter.sum() for parameter in ends]).sum()
@@ -73,6 +79,14 @@ class TrainingModel(nn.Module):
             # Scored as in the loss: the first frame has no context.
             channel_losses = errors[:, 1:].mean((0, 1, 3, 4, 5))
         return output.loss + 0.0 * tie, channel_losses, output.prediction[:, -1].detach()
+
+    @torch.no_grad()
+    def _with_own_forecasts(self, inputs: dict[str, Any]) -> Tensor:
+        """`(B, T, C, H, W, D)`: the first two frames, and forecasts of the others from two frames or more."""
+        values = inputs["field_values"]
+        forecasts = self.model(**{**inputs, "labels": None}).prediction[:, 1:-1].to(values.dtype)
+        forecasts = mask_state(forecasts, inputs.get("padded_channels"), inputs.get("obstacle_mask"))
+        return torch.cat([values[:, :2], forecasts], dim=1)
 
 
 class Run:
@@ -292,12 +306,12 @@ def train_step(run: Run, plan: WorkPlan, batches: Iterator[dict[str, Any]], step
         batch = next(batches)
         if (batch["step"], batch["number"]) != (step, expected.source):
             raise RuntimeError(f"step {step}: expected a batch of source {expected.source}, found {batch['samples']}")
-        tokens = _tokens(run.arguments, expected)
+        tokens, own = _tokens(run.arguments, expected), _own_forecasts(run.arguments, expected)
         inputs = prepare_inputs(batch["inputs"], run.bare.model, accelerator.device, _generator(batch, step), tokens)
         clock.mark()
         with _synchronised(run.model, turn == len(work.groups[group]) - 1):
             with accelerator.autocast():  # which Accelerate leaves out of models that FSDP2 shards
-                loss, channel_losses, _ = run.model(**inputs)
+                loss, channel_losses, _ = run.model(own_forecasts=own, **inputs)
             clock.mark()
             accelerator.backward(loss * (work.loss_scale * batch["weight"]))
         clock.mark()
@@ -336,6 +350,12 @@ def _tokens(arguments: PretrainingArguments, work: MicroBatch) -> int | None:
         return None
     share = uniform_hash((arguments.seed, _TOKENS, work.source), np.array(work.slot))
     return arguments.tokens[int(share * len(arguments.tokens))]
+
+
+def _own_forecasts(arguments: PretrainingArguments, work: MicroBatch) -> bool:
+    """Whether a micro-batch is trained on own forecasts, the same for the members of a group."""
+    share = uniform_hash((arguments.seed, _OWN, work.source), np.array(work.slot))
+    return bool(share < arguments.own_forecasts)
 
 
 @contextlib.contextmanager

@@ -164,6 +164,11 @@ def report(made: dict, given: argparse.Namespace, size: Size) -> str:
             volume.append(row)
     idle = ", ".join(f"{made['volume'][f'nothing changes, steps {label}']:.3f} over {span(label)}" for label in labels)
     heads = [span(label) for label in labels]
+    whole = [found["median"] for key, found in made["volume"].items()
+             if key.endswith(f"steps {labels[1]}") and not key.startswith("nothing changes")]  # fmt: skip
+    skill = 1 - min(whole) / made["volume"][f"nothing changes, steps {labels[1]}"]
+    little = ["", f"All of them learnt little: the best is {skill:.0%} below the forecast that nothing changes over "
+              f"{span(labels[1])}. More steps may rank them otherwise."] if skill < 0.25 else []  # fmt: skip
     return "\n".join([
         "# Diversity of pretraining", "",
         "```bash", "python examples/simulate.py runs/nano/data --recipe nano",
@@ -178,7 +183,8 @@ def report(made: dict, given: argparse.Namespace, size: Size) -> str:
         "that is than *naive*:", "",
         markdown_table(["arm", *heads], planes), "",
         f"On {UNSEEN}; where nothing changes, {idle}:", "",
-        markdown_table(["arm", "trajectories", *heads], volume), "", "![diversity](diversity.png)", "", *said, "",
+        markdown_table(["arm", "trajectories", *heads], volume), "", "![diversity](diversity.png)", "",
+        *said, *little, "",
         "Power: four test trajectories with three starts each. Encoder and decoder of volumes are untrained in the "
         "first two arms.", "",
     ])  # fmt: skip

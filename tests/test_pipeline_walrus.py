@@ -11,6 +11,7 @@ import torch
 
 from walrus_hf import Trajectory, WalrusForPrediction, WalrusPipeline, WalrusProcessor
 from walrus_hf.metrics import persistence
+from walrus_hf.normalization import delta_scales, field_scales
 from walrus_hf.pipeline_walrus import processor_for
 
 from .test_parity import parity_model
@@ -149,7 +150,31 @@ def test_a_cached_forecast_is_that_of_the_models_cached_rollout(pipe):
     assert not same(forecast.frames(1), exact.frames(1))
 
 
-def test_holding_scales_needs_the_cache(pipe):
+def test_a_processor_may_hold_the_scales_of_the_given_frames(pipe, tmp_path):
+    given = simulation(6)
+    renewed = pipe.predict(given, 3, seed=7, progress=False)
+    held = WalrusPipeline(pipe.model, pipe.processor.from_dict(pipe.processor.to_dict() | {"hold_scales": True}))
+    held.save_pretrained(tmp_path)
+    held = WalrusPipeline.from_pretrained(tmp_path)
+    forecast = held.predict(given, 3, seed=7, progress=False)
+    assert same(forecast.frames(0, 1), renewed.frames(0, 1))
+    assert not same(forecast.frames(1), renewed.frames(1))
+    # The same as with these scales among the inputs at every step.
+    generator = torch.Generator().manual_seed(7)
+    draw = int(torch.randint(2**62, (1,), generator=generator))
+    plan = pipe.processor.plan(given.grid, given.boundary_conditions, seed=draw)
+    inputs = pipe.processor(given)
+    inputs.pop("boundary_conditions")
+    eps = pipe.model.config.scale_eps
+    scales = {
+        "value_scales": field_scales(inputs["field_values"], eps),
+        "change_scales": delta_scales(inputs["field_values"], eps),
+    }
+    states = pipe.model.predict(**inputs, **scales, num_steps=3, plan=plan, generator=generator)
+    assert same(forecast, pipe.processor.postprocess(states, given))
+
+
+def test_holding_shifts_too_needs_the_cache(pipe):
     with pytest.raises(ValueError, match="use_cache=True"):
         pipe.predict(simulation(), 4, cache_steps=2, progress=False)
 

@@ -216,7 +216,7 @@ def test_all_settings_survive_saving(tmp_path):
     processor = WalrusProcessor(
         field2id={"b": 0, "a": 1}, tokens_per_axis=8, tokens_per_axis_3d=4, jitter=False, num_hidden_layers=2,
         context_frames=4, context_frames_3d=2, field_names={"u": "velocity"}, log_fields=["a"],
-        global_scales={"rms": {"a": 1.5}, "rms_delta": {"a": [0.5, 0.25]}},
+        global_scales={"rms": {"a": 1.5}, "rms_delta": {"a": [0.5, 0.25]}}, hold_scales=True,
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -373,6 +373,7 @@ class WalrusForPrediction(WalrusPreTrainedModel):
         generator: torch.Generator | None = None,
         use_cache: bool = False,
         cache_steps: int = 1,
+        hold_scales: bool = False,
         **kwargs,
     ) -> Iterator[Tensor]:
         """Forecast step by step: yields the next state `(batch, channels, H, W, D)`, `num_steps` times.
@@ -385,9 +386,15 @@ class WalrusForPrediction(WalrusPreTrainedModel):
         With `use_cache`, scales and shifts are held for `cache_steps` steps, of which all but the first compute their
         newest frame alone. They forecast from a window that grows by their frames: dropping the oldest one would change
         what the others attended to. Then all is renewed from the last frames.
+
+        With `hold_scales`, the scales of the given frames stay in force for all steps, so errors that make the changes
+        grow cannot make the scales grow with them; scales among the arguments do the same.
         """
         _check_cache(use_cache, cache_steps)
         state = mask_state(accurate(field_values), None, obstacle_mask)
+        if hold_scales and "change_scales" not in kwargs:
+            kwargs["value_scales"] = field_scales(state, self.config.scale_eps)
+            kwargs["change_scales"] = delta_scales(state, self.config.scale_eps)
         geometry = {
             name: kwargs.pop(name) for name in ("strides", "jitter", "patch_shifts", "layer_shifts") if name in kwargs
         }

@@ -265,9 +265,9 @@ class WalrusPipeline:
             context = processor.context_frames_3d if volume else processor.context_frames
             _check_request(trajectory, prediction_length, ensemble_size, jitter, frames, frame_stride)
             recent = _last_frames(trajectory, frames or context, frame_stride)
-            cache = {"use_cache": use_cache, "cache_steps": cache_steps}
+            held = {"use_cache": use_cache, "cache_steps": cache_steps, "hold_scales": processor.hold_scales}
             return self._forecast(processor, recent, prediction_length, ensemble_size, seed, jitter, tokens_per_axis,
-                                  cache, progress)  # fmt: skip
+                                  held, progress)  # fmt: skip
 
     def _forecast(
         self,
@@ -278,7 +278,7 @@ class WalrusPipeline:
         seed: int | None,
         jitter: bool,
         tokens_per_axis: int | None,
-        cache: dict[str, Any],
+        held: dict[str, Any],
         progress: bool,
     ) -> Trajectory:
         inputs = processor(recent)
@@ -301,7 +301,7 @@ class WalrusPipeline:
         with bar:
             for member, (plan, generator) in enumerate(zip(plans, generators)):
                 steps = self.model.rollout(
-                    **inputs, num_steps=prediction_length, plan=plan, generator=generator, **cache
+                    **inputs, num_steps=prediction_length, plan=plan, generator=generator, **held
                 )
                 for step, state in enumerate(steps):
                     # Each step leaves the device at once, so memory there does not grow with the steps.

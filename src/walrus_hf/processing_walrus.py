@@ -56,6 +56,8 @@ class WalrusProcessor(FeatureExtractionMixin):
         global_scales: `{"rms": {field: value}, "rms_delta": {field: value}}` in the layout of The Well's `stats.yaml`,
             a number or one a component, by own names (of the logarithm for log fields); replaces the scales of the
             given frames, for models trained that way.
+        hold_scales: keep the scales of the given frames through a forecast instead of renewing them at each step, as
+            the published rollout does.
     """
 
     model_input_names = [  # noqa: RUF012
@@ -75,6 +77,7 @@ class WalrusProcessor(FeatureExtractionMixin):
         field_names: Mapping[str, str] | None = None,
         log_fields: Sequence[str] = (),
         global_scales: Mapping[str, Mapping[str, Any]] | None = None,
+        hold_scales: bool = False,
         **kwargs,
     ):
         counts = {
@@ -95,6 +98,7 @@ class WalrusProcessor(FeatureExtractionMixin):
         self.field_names = dict(field_names or {})
         self.log_fields = list(log_fields)
         self.global_scales = {kind: dict(values) for kind, values in global_scales.items()} if global_scales else None
+        self.hold_scales = hold_scales
         self._warned_grids: set = set()
         super().__init__(**kwargs)
 

@@ -40,7 +40,9 @@ def errors_of(folder, forecaster="model", field="pressure", trajectory=0, kind="
     return table[rows].sort_values("lead_time")[kind].to_numpy()
 
 
-def test_errors_are_those_of_the_pipelines_forecasts(pipe, runs, tmp_path):
+@pytest.mark.parametrize("hold_scales", [False, True])
+def test_errors_are_those_of_the_pipelines_forecasts(pipe, runs, tmp_path, monkeypatch, hold_scales):
+    monkeypatch.setattr(pipe.processor, "hold_scales", hold_scales)
     results = run(pipe, runs, tmp_path / "out", dataclasses.replace(QUICK, seed=3))
     means = []
     for i in range(3):

@@ -161,7 +161,8 @@ class WalrusForecaster:
                 alike.grid, alike.boundary_conditions, self.tokens_per_axis, self.jitter,
                 seed=int(torch.randint(2**62, (1,), generator=generator)),
             )  # fmt: skip
-            members.append(self.model.rollout(**inputs, num_steps=steps, plan=plan, generator=generator))
+            held = {"hold_scales": self.processor.hold_scales}
+            members.append(self.model.rollout(**inputs, num_steps=steps, plan=plan, generator=generator, **held))
         return members
 
     def _note_small_changes(self, inputs: dict[str, Tensor], alike: Trajectory) -> None:
@@ -232,5 +233,5 @@ def describe_model(name: str, pipe: WalrusPipeline) -> dict[str, Any]:
 
 def _settings(processor: WalrusProcessor) -> dict[str, Any]:
     kept = ("tokens_per_axis", "tokens_per_axis_3d", "jitter", "context_frames", "context_frames_3d", "field_names",
-            "log_fields", "global_scales")  # fmt: skip
+            "log_fields", "global_scales", "hold_scales")  # fmt: skip
     return {name: value for name, value in processor.to_dict().items() if name in kept}

@@ -141,12 +141,13 @@ def forecast(
     tokens: int | None = None,
     strides: Sequence[Strides] | None = None,
     jitter: bool | None = None,
-    **cache: Any,
+    **rollout: Any,
 ) -> Tensor:
-    """`(B, steps, C, H, W, D)`; `cache` goes to `WalrusForPrediction.rollout`."""
+    """`(B, steps, C, H, W, D)`; `rollout` goes to `WalrusForPrediction.rollout`."""
     generator = torch.Generator().manual_seed(seed)
     plan = plan_for(windows, tokens, strides, jitter, generator)
-    return pipe.model.predict(**windows.inputs, num_steps=steps, plan=plan, generator=generator, **cache)
+    rollout = {"hold_scales": pipe.processor.hold_scales, **rollout}
+    return pipe.model.predict(**windows.inputs, num_steps=steps, plan=plan, generator=generator, **rollout)
 
 
 def means(curves: np.ndarray, windows: Mapping[str, tuple[int, int]]) -> dict[str, float]:

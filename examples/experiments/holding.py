@@ -5,9 +5,9 @@
     OMP_NUM_THREADS=1 python examples/experiments/holding.py --output runs/holding-tiny --tiny   # does it run?
 
 `predict(..., use_cache=True, cache_steps=k)` renews scales and shifts every k steps and forecasts from a window that
-grows in between; the published rollout renews all of it at each step. Forecasts of 60 frames of the test trajectories, for
-k = 2, 4 and 8 beside it. To tell the causes apart, shifts, scales or both are also held over the usual window,
-for 8 steps, and scales for the whole forecast. The same command goes on after a stop.
+grows in between; the published rollout renews all of it at each step. Forecasts of 60 frames of the test trajectories,
+for k = 2, 4 and 8 beside it. To tell the causes apart, shifts, scales or both are also held over the usual window, for
+8 steps, and scales for the whole forecast. The same command goes on after a stop.
 """
 
 import argparse
@@ -137,8 +137,8 @@ def report(found: dict[str, dict[str, list]], cost: dict[str, dict[str, list[flo
         more = "more" if middle > 1 else "less"
         said.append(f"- {arm}: {abs(middle - 1):.1%} {more} error over {total}; the interval {sure} zero.")
     better = sum(np.mean(by_arm["k = 1"]) < np.mean(by_arm["nothing changes"]) for by_arm in found.values())
-    said.append(f"- All renewed, the forecast is better than the one that nothing changes in {better} of {len(found)} scenarios "
-                f"over {total}; errors are cut at 10.")  # fmt: skip
+    said.append(f"- All renewed, it is better than the forecast that nothing changes in {better} of {len(found)} "
+                f"scenarios over {total}; errors are cut at 10.")  # fmt: skip
     window = ", ".join(f"{cost[f'k = {LONGEST}'][span][0] / cost[BOTH][span][0]:.2f} at {span}" for span in spans)
     return "\n".join(
         [
@@ -146,8 +146,8 @@ def report(found: dict[str, dict[str, list]], cost: dict[str, dict[str, list[flo
             "```bash", "OMP_NUM_THREADS=1 python examples/experiments/holding.py --output runs/holding", "```", "",
             f"{checkpoint.text()}. {len(found)} scenarios, {ROWS} test trajectories each, one seed of the jitter; "
             f"forecasts from frame {FIRST} on. VRMSE, mean over fields.", "",
-            "Error over that of the published rollout (k = 1, all renewed at each step), the median over scenarios, with 95% "
-            "bootstrap intervals over trajectories:", "",
+            "Error over that of the published rollout (k = 1, all renewed at each step), the median over scenarios, with "
+            "95% bootstrap intervals over trajectories:", "",
             markdown_table(["held", *spans], rows), "", f"![errors over lead time]({NAME}.png)", "",
             f"VRMSE, mean over the steps {total}, median over trajectories:", "",
             markdown_table(["scenario", *arms], each), "", "What it says:", "", *said, "",

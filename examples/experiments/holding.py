@@ -146,8 +146,8 @@ def report(found: dict[str, dict[str, list]], cost: dict[str, dict[str, list[flo
             "```bash", "OMP_NUM_THREADS=1 python examples/experiments/holding.py --output runs/holding", "```", "",
             f"{checkpoint.text()}. {len(found)} scenarios, {ROWS} test trajectories each, one seed of the jitter; "
             f"forecasts from frame {FIRST} on. VRMSE, mean over fields.", "",
-            "Error over that of the published rollout (k = 1, all renewed at each step), the median over scenarios, with "
-            "95% bootstrap intervals over trajectories:", "",
+            "Error over that of the published rollout (k = 1, all renewed at each step), the median over scenarios, "
+            "with 95% bootstrap intervals over trajectories:", "",
             markdown_table(["held", *spans], rows), "", f"![errors over lead time]({NAME}.png)", "",
             f"VRMSE, mean over the steps {total}, median over trajectories:", "",
             markdown_table(["scenario", *arms], each), "", "What it says:", "", *said, "",

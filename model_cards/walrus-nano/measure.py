@@ -67,6 +67,7 @@ UNSEEN_TRAJECTORIES = 4
 OF_EQUAL_BUDGET = "walrus_of_equal_budget"  # what the card calls the model of an evaluation of baselines
 FILM = "0/shear_flow"  # whose first test trajectory is shown
 FILM_STEPS = 16
+HOLD_SCALES = True  # through a forecast: examples/experiments/holding.md
 KEPT = ("median", "median_low", "median_high", "mean", "mean_low", "mean_high")
 
 
@@ -142,6 +143,7 @@ def pack(checkpoint: Path, arguments: PretrainingArguments, folder: Path) -> Pat
     processor = processor_for(training.model.config)
     shape = micro_batch_shape(arguments.mode, True, arguments.batch_size, arguments.frames)
     processor.context_frames, processor.context_frames_3d = arguments.frames, shape.frames
+    processor.hold_scales = HOLD_SCALES
     with average.swap():
         WalrusPipeline(training.model, processor).save_pretrained(folder)
         stored = {name: value.to(torch.bfloat16).contiguous() for name, value in training.model.state_dict().items()}

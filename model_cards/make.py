@@ -197,18 +197,21 @@ def nano_training(trained: Mapping[str, Any]) -> str:
         f"it:\n\n{table}\n\n{trained['steps']:,} optimiser steps in {trained['minutes']:,} minutes on a CPU, by "
         f"{recipe}: {trained['windows']:,} windows of {trained['frames']} frames and the "
         f"one after them (distance 1 to {trained['stride_max']}), rotated and placed in space at random, with jitter; "
-        f"{tokens_text(trained)}"
+        f"{beyond_the_recipe(trained)}"
         f"mode `{trained['mode']}`, seed {trained['seed']}, {'Muon and AdamW' if trained['muon'] else 'AdamW'}, "
         f"learning rate {trained['learning_rate']:g}, running average of the weights, decay {trained['ema_decay']:g}."
         f"{history}"
     )
 
 
-def tokens_text(trained: Mapping[str, Any]) -> str:
-    """How many tokens along an axis the training saw, where it drew them."""
-    if not trained.get("tokens"):
-        return ""
-    return f"tokens along an axis drawn for each micro-batch from {', '.join(map(str, trained['tokens']))}; "
+def beyond_the_recipe(trained: Mapping[str, Any]) -> str:
+    """What departs from the published recipe, where something does."""
+    told = ""
+    if trained.get("tokens"):
+        told = f"tokens along an axis drawn for each micro-batch from {', '.join(map(str, trained['tokens']))}; "
+    if trained.get("own_forecasts"):
+        told += f"{trained['own_forecasts']:.0%} of the micro-batches with own forecasts as frames from the third on; "
+    return told
 
 
 def variant_text(variant: Mapping[str, float]) -> str:
@@ -276,12 +279,13 @@ def nano_evaluation(results: Mapping[str, Any]) -> str:
     """Protocol, what it comes to, and tables by window of lead time."""
     protocol, baselines, film = results["protocol"], results["baselines"], results["film"]
     equals = results["summary"]["equal_budget"]
+    held = "scales of the given frames held, " if results.get("hold_scales") else ""
     trained = "Baselines trained at equal budget: not measured." if baselines is None else baselines["budget"]
     return "\n\n".join([
         f"Measured by `measure.py` with the evaluator of `walrus-hf evaluate` (walrus_hf "
         f"{results['versions']['walrus_hf']}, {results['device']}) on the weights as they are in the package: "
-        f"{protocol['steps']} steps from frame {protocol['start']} on, jitter on, seed {protocol['seed']}. Numbers are "
-        "medians over trajectories of the VRMSE, mean of fields; in brackets the bootstrap interval of level "
+        f"{protocol['steps']} steps from frame {protocol['start']} on, jitter on, {held}seed {protocol['seed']}. Numbers "
+        "are medians over trajectories of the VRMSE, mean of fields; in brackets the bootstrap interval of level "
         f"{protocol['bootstrap']['level']:g}. 1 is as good as the spatial mean; below `persistence` is skill. The best "
         "of a row is bold. `results.json` has means as well.",
         f"`linear extrapolation` and `dmd` (dynamic modes of the {results['frames_of_dmd']} frames before the start; "

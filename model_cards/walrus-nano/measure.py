@@ -231,7 +231,8 @@ def trained(checkpoint: Path, run: Path, recipe: Path, arguments: PretrainingArg
     step = verify_checkpoint(checkpoint)["step"]
     rows = [row for row in read_metrics(run) if row["step"] <= step]
     kept = ("seed", "max_steps", "learning_rate", "muon", "ema_decay", "mode", "batch_size", "frames", "stride_max",
-            "tokens", "own_forecasts", "gradient_accumulation_steps", "augment", "max_grad_norm", "weight_decay")  # fmt: skip
+            "tokens", "own_forecasts", "gradient_accumulation_steps", "augment", "max_grad_norm",
+            "weight_decay")  # fmt: skip
     simulation = runpy.run_path(str(ROOT / "examples" / "simulate.py"))
     return {
         "recipe": recipe.resolve().relative_to(ROOT).as_posix() if recipe.resolve().is_relative_to(ROOT) else None,

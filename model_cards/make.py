@@ -286,8 +286,8 @@ def nano_evaluation(results: Mapping[str, Any]) -> str:
         f"{results['versions']['walrus_hf']}, {results['device']}) on the weights as they are in the package: "
         f"{protocol['steps']} steps from frame {protocol['start']} on, jitter on, {held}seed {protocol['seed']}. "
         "Numbers are medians over trajectories of the VRMSE, mean of fields; in brackets the bootstrap interval of "
-        f"level {protocol['bootstrap']['level']:g}. 1 is as good as the spatial mean; below `persistence` is skill. The "
-        "best of a row is bold. `results.json` has means as well.",
+        f"level {protocol['bootstrap']['level']:g}. 1 is as good as the spatial mean; below `persistence` is skill. "
+        "The best of a row is bold. `results.json` has means as well.",
         f"`linear extrapolation` and `dmd` (dynamic modes of the {results['frames_of_dmd']} frames before the start; "
         f"walrus-nano reads the last {results['frames']['planes']}) need no training. {trained}",
         *([told_against_trained(results["summary"]["against_trained"])] if baselines else []),

@@ -210,7 +210,7 @@ def beyond_the_recipe(trained: Mapping[str, Any]) -> str:
     if trained.get("tokens"):
         told = f"tokens along an axis drawn for each micro-batch from {', '.join(map(str, trained['tokens']))}; "
     if trained.get("own_forecasts"):
-        told += f"{trained['own_forecasts']:.0%} of the micro-batches with own forecasts as frames from the third on; "
+        told += f"a share of {trained['own_forecasts']:g} of the micro-batches with own forecasts as frames from the third on; "
     return told
 
 

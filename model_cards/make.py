@@ -210,7 +210,8 @@ def beyond_the_recipe(trained: Mapping[str, Any]) -> str:
     if trained.get("tokens"):
         told = f"tokens along an axis drawn for each micro-batch from {', '.join(map(str, trained['tokens']))}; "
     if trained.get("own_forecasts"):
-        told += f"a share of {trained['own_forecasts']:g} of the micro-batches with own forecasts as frames from the third on; "
+        share = f"{trained['own_forecasts']:g}"
+        told += f"a share of {share} of the micro-batches with own forecasts as frames from the third on; "
     return told
 
 

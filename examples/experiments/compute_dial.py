@@ -227,6 +227,7 @@ def draw(found: dict[str, dict[str, Any]], file: Path) -> None:
 
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     windows = list(next(iter(found.values()))["still"])
     figure, axes = plt.subplots(1, len(windows), figsize=(5 * len(windows), 4.6), layout="constrained", squeeze=False)
@@ -241,12 +242,12 @@ def draw(found: dict[str, dict[str, Any]], file: Path) -> None:
             axis.plot(1.0, row["targets"][row["own"]]["jitter"][window], "o", color=f"C{i}", ms=9, mfc="none")
             axis.axhline(row["still"][window], color=f"C{i}", lw=0.5, alpha=0.5)
         axis.set(xscale="log", yscale="log", xlabel="seconds of a step, training's count = 1", title=f"steps {window}")
+        axis.xaxis.set_minor_formatter(NullFormatter())  # they would run into each other
     axes[0, 0].set_ylabel("VRMSE")
-    axes[0, 0].legend(fontsize=7)
     axes[0, -1].plot([], [], "kx:", ms=4, lw=1, label="without jitter")
     axes[0, -1].plot([], [], "ko", ms=9, mfc="none", label="training's count")
     axes[0, -1].plot([], [], "k-", lw=0.5, label="persistence")
-    axes[0, -1].legend(fontsize=7)
+    figure.legend(*axes[0, -1].get_legend_handles_labels(), loc="outside right", fontsize=7)
     figure.savefig(file, dpi=100)
     plt.close(figure)
 

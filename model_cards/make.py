@@ -325,7 +325,7 @@ def verdict(windows: Mapping[str, Mapping[str, Any]]) -> str:
             else:
                 told = ", ".join(lost)
             if told:
-                parts.append(f"{'**Not**' if lost is found['not_below_persistence'] else 'Better'} at {name}: {told}.")
+                parts.append(f"{'**Not**' if behind == 'not_below_persistence' else 'Better'} at {name}: {told}.")
     return " ".join(parts)
 
 

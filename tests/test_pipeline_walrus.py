@@ -172,6 +172,13 @@ def test_a_processor_may_hold_the_scales_of_the_given_frames(pipe, tmp_path):
     }
     states = pipe.model.predict(**inputs, **scales, num_steps=3, plan=plan, generator=generator)
     assert same(forecast, pipe.processor.postprocess(states, given))
+    # Scales that are given win.
+    doubled = {"value_scales": 2 * scales["value_scales"], "change_scales": scales["change_scales"]}
+    arguments = {"num_steps": 3, "plan": plan, "patch_shifts": (0, 0, 0), **inputs}
+    expected = pipe.model.predict(**arguments, **doubled, generator=torch.Generator().manual_seed(3))
+    only = {"value_scales": doubled["value_scales"], "hold_scales": True}
+    found = pipe.model.predict(**arguments, **only, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(found, expected)
 
 
 def test_holding_shifts_too_needs_the_cache(pipe):

@@ -378,9 +378,9 @@ class WalrusForPrediction(WalrusPreTrainedModel):
     ) -> Iterator[Tensor]:
         """Forecast step by step: yields the next state `(batch, channels, H, W, D)`, `num_steps` times.
 
-        Each step forecasts from the last frames, appends the result and drops the oldest frame; scales and shifts are
-        renewed at every step (architecture, section 8). A given `plan` serves the first step and lends its geometry to
-        the others. Other arguments as in `forward`; padded components and obstacle cells are reset to zero.
+        Each step forecasts from the last frames, appends the result and drops the oldest frame; unless held, scales and
+        shifts are renewed at every step (architecture, section 8). A given `plan` serves the first step and lends its
+        geometry to the others. Other arguments as in `forward`; padded components and obstacle cells are reset to zero.
         No gradients are kept, drop path is off, and memory does not grow with `num_steps`.
 
         With `use_cache`, scales and shifts are held for `cache_steps` steps, of which all but the first compute their
@@ -392,9 +392,10 @@ class WalrusForPrediction(WalrusPreTrainedModel):
         """
         _check_cache(use_cache, cache_steps)
         state = mask_state(accurate(field_values), None, obstacle_mask)
-        if hold_scales and "change_scales" not in kwargs:
-            kwargs["value_scales"] = field_scales(state, self.config.scale_eps)
-            kwargs["change_scales"] = delta_scales(state, self.config.scale_eps)
+        if hold_scales:
+            for name, scales in (("value_scales", field_scales), ("change_scales", delta_scales)):
+                if kwargs.get(name) is None:
+                    kwargs[name] = scales(state.detach(), self.config.scale_eps)  # (batch, channels)
         geometry = {
             name: kwargs.pop(name) for name in ("strides", "jitter", "patch_shifts", "layer_shifts") if name in kwargs
         }

@@ -56,8 +56,8 @@ class WalrusProcessor(FeatureExtractionMixin):
         global_scales: `{"rms": {field: value}, "rms_delta": {field: value}}` in the layout of The Well's `stats.yaml`,
             a number or one a component, by own names (of the logarithm for log fields); replaces the scales of the
             given frames, for models trained that way.
-        hold_scales: keep the scales of the given frames through a forecast instead of renewing them at each step, as
-            the published rollout does.
+        hold_scales: keep the scales of the given frames through a forecast. The published rollout renews them at each
+            step. Global scales win.
     """
 
     model_input_names = [  # noqa: RUF012

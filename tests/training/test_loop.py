@@ -187,6 +187,9 @@ def test_each_micro_batch_draws_its_tokens_from_those_of_the_recipe(folder, tmp_
 
 def test_own_forecasts_stand_in_for_the_frames_from_the_third_on():
     training, inputs = loop.TrainingModel(small_model()).train(), small_inputs(frames=4, labels=True)
+    inputs["padded_channels"] = torch.tensor([[False, True, False]] * 2)
+    inputs["obstacle_mask"] = torch.rand(inputs["field_values"][:, 0, 0].shape) < 0.2
+    blank = inputs["padded_channels"][:, None, :, None, None, None] | inputs["obstacle_mask"][:, None, None]
     calls = []
     hook = training.model.register_forward_hook(
         lambda _, args, kwargs, output: calls.append((kwargs, output)), with_kwargs=True
@@ -196,11 +199,28 @@ def test_own_forecasts_stand_in_for_the_frames_from_the_third_on():
     (first, forecasts), (second, _) = calls
     assert torch.equal(first["field_values"], inputs["field_values"])
     assert torch.equal(second["field_values"][:, :2], inputs["field_values"][:, :2])
-    assert torch.equal(second["field_values"][:, 2:], forecasts.prediction[:, 1:-1])  # frames 3 and 4, from 2 and 3
+    # Frames 3 and 4, from 2 and 3.
+    assert torch.equal(second["field_values"][:, 2:], forecasts.prediction[:, 1:-1].masked_fill(blank, 0.0))
     assert not second["field_values"].requires_grad
     assert torch.equal(second["labels"], inputs["labels"])
     replaced = {**inputs, "field_values": second["field_values"]}
     torch.testing.assert_close(loss, training.model(**replaced).loss)
+
+
+def test_own_forecasts_leave_no_weight_without_a_gradient_under_autocast():
+    training, inputs = loop.TrainingModel(small_model()).train(), small_inputs(frames=4, labels=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        training(own_forecasts=True, **inputs)[0].backward()
+    norms = [p.grad.norm() for p in training.model.model.layers.parameters() if p.ndim == 2]
+    assert min(norms) > 0
+
+
+def test_drawn_tokens_give_the_plan_that_a_model_with_this_target_makes():
+    inputs = small_inputs((25, 16, 1), labels=True, sides=[[2, 2], [0, 1], [2, 2]])
+    model = small_model(tokens_per_axis=4, tokens_per_axis_3d=2, jitter=True)
+    drawn = prepare_inputs(inputs, model, torch.device("cpu"), torch.Generator().manual_seed(1), 8)["plan"]
+    other = small_model(tokens_per_axis=8, tokens_per_axis_3d=4, jitter=True)
+    assert drawn == prepare_inputs(inputs, other, torch.device("cpu"), torch.Generator().manual_seed(1))["plan"]
 
 
 def test_a_share_of_the_micro_batches_is_trained_on_own_forecasts(folder, tmp_path, monkeypatch):

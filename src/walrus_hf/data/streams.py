@@ -138,7 +138,7 @@ def scenario_processor(base: WalrusProcessor, scenario: Scenario) -> WalrusProce
 
 _PROCESSOR_SETTINGS = (
     "field2id", "tokens_per_axis", "tokens_per_axis_3d", "jitter", "num_hidden_layers", "context_frames",
-    "context_frames_3d", "global_scales",
+    "context_frames_3d", "global_scales", "hold_scales",
 )  # fmt: skip
 
 

@@ -161,8 +161,11 @@ class WalrusForecaster:
                 alike.grid, alike.boundary_conditions, self.tokens_per_axis, self.jitter,
                 seed=int(torch.randint(2**62, (1,), generator=generator)),
             )  # fmt: skip
-            held = {"hold_scales": self.processor.hold_scales}
-            members.append(self.model.rollout(**inputs, num_steps=steps, plan=plan, generator=generator, **held))
+            members.append(
+                self.model.rollout(
+                    **inputs, num_steps=steps, plan=plan, generator=generator, hold_scales=self.processor.hold_scales
+                )
+            )
         return members
 
     def _note_small_changes(self, inputs: dict[str, Tensor], alike: Trajectory) -> None:

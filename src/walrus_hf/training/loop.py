@@ -64,9 +64,10 @@ class TrainingModel(nn.Module):
         last frame `(B, C, H, W, D)`. Only the loss has a gradient.
 
         With `own_forecasts` the input frames from the third on are the model's own forecasts of them, each from the
-        given frames before it: what a rollout feeds back, one step of it. The labels stay the truth.
+        given frames before it: nearly what a rollout feeds back after a step (scales are those of all given frames, and
+        drop path is on). The labels stay the truth.
         """
-        if own_forecasts:
+        if own_forecasts and inputs["field_values"].shape[1] > 2:
             inputs["field_values"] = self._with_own_forecasts(inputs)
         output = self.model(**inputs)
         ends = [*self.model.model.embeddings.parameters(), *self.model.decoder.parameters()]
@@ -85,6 +86,8 @@ class TrainingModel(nn.Module):
         """`(B, T, C, H, W, D)`: the first two frames, and forecasts of the others from two frames or more."""
         values = inputs["field_values"]
         forecasts = self.model(**{**inputs, "labels": None}).prediction[:, 1:-1].to(values.dtype)
+        # Autocast keeps the weights that it has cast, here without a history: the next pass would give no gradients.
+        torch.clear_autocast_cache()
         forecasts = mask_state(forecasts, inputs.get("padded_channels"), inputs.get("obstacle_mask"))
         return torch.cat([values[:, :2], forecasts], dim=1)
 

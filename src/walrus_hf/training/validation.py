@@ -15,10 +15,9 @@ from torch.distributed.fsdp import FSDPModule
 from ..data.collator import collate
 from ..data.index import ScenarioIndex
 from ..data.reader import BatchReader
-from ..fields import BoundaryCondition
+from ..jitter import make_plan
 from ..metrics import vrmse
 from ..modeling_walrus import WalrusForPrediction
-from ..strides import choose_strides
 
 # Of height, width and depth in (B, C, H, W, D).
 SPACE = (2, 3, 4)
@@ -109,12 +108,15 @@ def prepare_inputs(
         tokens_per_axis: target along an axis, for volumes as much less as in the configuration; default, its own.
     """
     values, sides = inputs["field_values"], inputs["boundary_conditions"]
-    strides = None
-    if tokens_per_axis is not None:
-        in_volumes = max(round(tokens_per_axis * model.config.tokens_per_axis_3d / model.config.tokens_per_axis), 1)
-        periodic = [low == BoundaryCondition.PERIODIC for low, _ in sides[0].tolist()]
-        strides = choose_strides(values.shape[3:], periodic, tokens_per_axis, in_volumes)[1]
-    plan = model.model.make_plan(values, sides, strides, generator=generator)
+    if tokens_per_axis is None:
+        plan = model.model.make_plan(values, sides, generator=generator)
+    else:
+        config = model.config
+        in_volumes = max(round(tokens_per_axis * config.tokens_per_axis_3d / config.tokens_per_axis), 1)
+        plan = make_plan(
+            values.shape[3:], sides[0].tolist(), tokens_per_axis, in_volumes, config.jitter, config.num_hidden_layers,
+            generator=generator,
+        )  # fmt: skip
     rest = {name: value for name, value in inputs.items() if name != "boundary_conditions"}
     return {"plan": plan, **{name: value.to(device, non_blocking=True) for name, value in rest.items()}}
 

@@ -22,6 +22,8 @@ from walrus_hf import WalrusProcessor
 from walrus_hf.data import ScenarioIndex, build_manifest, collate, load_stream, open_source
 from walrus_hf.data import remote as transport
 from walrus_hf.data.remote import TRANSFERS, ChangedFileError
+from walrus_hf.data.scenarios import SCENARIOS
+from walrus_hf.data.streams import scenario_processor
 
 from .http_server import Fault, RangeServer, SignedStore
 from .wells import address, addresses, assert_rows_match, trajectory, write_source
@@ -715,3 +717,13 @@ def test_flowbench_streams_with_its_obstacles_its_splits_and_its_licence(tmp_pat
                 np.testing.assert_array_equal(batch["obstacle_mask"][row, ..., 0], mask)
             elif "obstacle_mask" in batch:
                 assert not batch["obstacle_mask"][row].any()
+
+
+def test_a_named_scenario_keeps_every_setting_but_its_names_and_logarithms():
+    base = WalrusProcessor(
+        tokens_per_axis=8, tokens_per_axis_3d=4, jitter=False, num_hidden_layers=3, context_frames=4,
+        context_frames_3d=2, global_scales={"rms": {"a": 1.0}, "rms_delta": {"a": 2.0}}, hold_scales=True,
+    )  # fmt: skip
+    found = scenario_processor(base, next(iter(SCENARIOS.values()))).to_dict()
+    of_scenarios = {"field_names": None, "log_fields": None}
+    assert {**found, **of_scenarios} == {**base.to_dict(), **of_scenarios}

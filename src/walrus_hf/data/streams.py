@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -129,17 +130,10 @@ def _warn_of_small_blocks(indexes: Sequence[ScenarioIndex], cache_bytes: int, bl
 
 def scenario_processor(base: WalrusProcessor, scenario: Scenario) -> WalrusProcessor:
     """The same processor with the names and logarithms of a scenario."""
-    settings = {name: value for name, value in base.to_dict().items() if name in _PROCESSOR_SETTINGS}
-    own = scenario.processor_settings()
-    settings["field_names"] = {**base.field_names, **own["field_names"]}
-    settings["log_fields"] = [*base.log_fields, *own["log_fields"]]
-    return WalrusProcessor(**settings)
-
-
-_PROCESSOR_SETTINGS = (
-    "field2id", "tokens_per_axis", "tokens_per_axis_3d", "jitter", "num_hidden_layers", "context_frames",
-    "context_frames_3d", "global_scales", "hold_scales",
-)  # fmt: skip
+    processor, own = copy.deepcopy(base), scenario.processor_settings()
+    processor.field_names |= own["field_names"]
+    processor.log_fields += own["log_fields"]
+    return processor
 
 
 def stream_of(plan: StreamPlan, reader: BatchReader) -> datasets.IterableDataset:

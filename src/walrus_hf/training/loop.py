@@ -351,14 +351,17 @@ def _tokens(arguments: PretrainingArguments, work: MicroBatch) -> int | None:
     """The target of a micro-batch, the same for the members of a group; None is the model's."""
     if arguments.tokens is None:
         return None
-    share = uniform_hash((arguments.seed, _TOKENS, work.source), np.array(work.slot))
-    return arguments.tokens[int(share * len(arguments.tokens))]
+    return arguments.tokens[int(_drawn(arguments, _TOKENS, work) * len(arguments.tokens))]
 
 
 def _own_forecasts(arguments: PretrainingArguments, work: MicroBatch) -> bool:
     """Whether a micro-batch is trained on own forecasts, the same for the members of a group."""
-    share = uniform_hash((arguments.seed, _OWN, work.source), np.array(work.slot))
-    return bool(share < arguments.own_forecasts)
+    return _drawn(arguments, _OWN, work) < arguments.own_forecasts
+
+
+def _drawn(arguments: PretrainingArguments, purpose: int, work: MicroBatch) -> float:
+    """A number from 0 to 1 that follows from the micro-batch alone, whoever computes it."""
+    return float(uniform_hash((arguments.seed, purpose, work.source), np.array(work.slot)))
 
 
 @contextlib.contextmanager

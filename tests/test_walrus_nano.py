@@ -158,7 +158,7 @@ def test_packed_are_the_averages_of_a_checkpoint_rounded_to_bfloat16(measure, tm
     from torch.distributed import checkpoint as dcp
 
     from walrus_hf.training.arguments import PretrainingArguments
-    from walrus_hf.training.loop import TrainingModel
+    from walrus_hf.training.objective import TrainingModel
     from walrus_hf.training.optim import ExponentialAverage
 
     arguments = PretrainingArguments(

@@ -27,7 +27,8 @@ from walrus_hf.metrics import persistence, score
 from walrus_hf.modeling_walrus import mask_state
 from walrus_hf.pipeline_walrus import processor_for
 from walrus_hf.training.arguments import PretrainingArguments, read_recipe
-from walrus_hf.training.loop import TrainingModel, pretrain
+from walrus_hf.training.loop import pretrain
+from walrus_hf.training.objective import TrainingModel
 from walrus_hf.training.optim import ExponentialAverage
 
 RECIPE = Path(__file__).parents[1] / "configs" / "nano.yaml"

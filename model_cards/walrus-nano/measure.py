@@ -51,7 +51,7 @@ from walrus_hf.pipeline_walrus import processor_for
 from walrus_hf.plotting import animate
 from walrus_hf.training.arguments import PretrainingArguments, read_recipe
 from walrus_hf.training.checkpoints import AVERAGES, latest_checkpoint, verify_checkpoint
-from walrus_hf.training.loop import TrainingModel
+from walrus_hf.training.objective import TrainingModel
 from walrus_hf.training.optim import ExponentialAverage
 from walrus_hf.training.plan import micro_batch_shape
 from walrus_hf.training.records import read_metrics

@@ -25,7 +25,7 @@ from walrus_hf.adapter_files import AdapterRecord, fingerprint
 from walrus_hf.adapters import Extension
 from walrus_hf.evaluation.forecasters import describe_model
 from walrus_hf.training.arguments import PretrainingArguments
-from walrus_hf.training.loop import TrainingModel
+from walrus_hf.training.objective import TrainingModel
 from walrus_hf.training.saving import save_model
 
 from ..small_model import small_config, small_model

@@ -24,7 +24,7 @@ pytest.importorskip("datasets")
 from walrus_hf import WalrusPipeline, load_well
 from walrus_hf.data.reader import BatchReader
 from walrus_hf.hub import Upload
-from walrus_hf.training import loop, saving
+from walrus_hf.training import loop, objective, saving
 from walrus_hf.training.batches import open_validation
 from walrus_hf.training.guards import TooManyReaderErrors, TrainingDiverged
 from walrus_hf.training.optim import published_schedule
@@ -185,36 +185,6 @@ def test_each_micro_batch_draws_its_tokens_from_those_of_the_recipe(folder, tmp_
     assert [plan.tokens for plan in plans] == first[3 * 4 :]
 
 
-def test_own_forecasts_stand_in_for_the_frames_from_the_third_on():
-    training, inputs = loop.TrainingModel(small_model()).train(), small_inputs(frames=4, labels=True)
-    inputs["padded_channels"] = torch.tensor([[False, True, False]] * 2)
-    inputs["obstacle_mask"] = torch.rand(inputs["field_values"][:, 0, 0].shape) < 0.2
-    blank = inputs["padded_channels"][:, None, :, None, None, None] | inputs["obstacle_mask"][:, None, None]
-    calls = []
-    hook = training.model.register_forward_hook(
-        lambda _, args, kwargs, output: calls.append((kwargs, output)), with_kwargs=True
-    )
-    loss, _, _ = training(own_forecasts=True, **inputs)
-    hook.remove()
-    (first, forecasts), (second, _) = calls
-    assert torch.equal(first["field_values"], inputs["field_values"])
-    assert torch.equal(second["field_values"][:, :2], inputs["field_values"][:, :2])
-    # Frames 3 and 4, from 2 and 3.
-    assert torch.equal(second["field_values"][:, 2:], forecasts.prediction[:, 1:-1].masked_fill(blank, 0.0))
-    assert not second["field_values"].requires_grad
-    assert torch.equal(second["labels"], inputs["labels"])
-    replaced = {**inputs, "field_values": second["field_values"]}
-    torch.testing.assert_close(loss, training.model(**replaced).loss)
-
-
-def test_own_forecasts_leave_no_weight_without_a_gradient_under_autocast():
-    training, inputs = loop.TrainingModel(small_model()).train(), small_inputs(frames=4, labels=True)
-    with torch.autocast("cpu", torch.bfloat16):
-        training(own_forecasts=True, **inputs)[0].backward()
-    norms = [p.grad.norm() for p in training.model.model.layers.parameters() if p.ndim == 2]
-    assert min(norms) > 0
-
-
 def test_drawn_tokens_give_the_plan_that_a_model_with_this_target_makes():
     inputs = small_inputs((25, 16, 1), labels=True, sides=[[2, 2], [0, 1], [2, 2]])
     model = small_model(tokens_per_axis=4, tokens_per_axis_3d=2, jitter=True)
@@ -223,21 +193,47 @@ def test_drawn_tokens_give_the_plan_that_a_model_with_this_target_makes():
     assert drawn == prepare_inputs(inputs, other, torch.device("cpu"), torch.Generator().manual_seed(1))["plan"]
 
 
-def test_a_share_of_the_micro_batches_is_trained_on_own_forecasts(folder, tmp_path, monkeypatch):
+def test_a_share_of_the_micro_batches_is_trained_after_own_steps(folder, tmp_path, monkeypatch):
     given = []
-    forward = loop.TrainingModel.forward
+    forward = objective.TrainingModel.forward
 
-    def recorded(self, own_forecasts=False, **inputs):
-        given.append(own_forecasts)
-        return forward(self, own_forecasts, **inputs)
+    def recorded(self, own_steps=0, generator=None, **inputs):
+        if self.training:
+            given.append((own_steps, inputs["field_values"].shape[1], inputs["labels"].shape[1]))
+        return forward(self, own_steps, generator, **inputs)
 
-    monkeypatch.setattr(loop.TrainingModel, "forward", recorded)
+    monkeypatch.setattr(objective.TrainingModel, "forward", recorded)
+    found = {}
     for share in (0.0, 0.5, 1.0):
-        changes = {"own_forecasts": share, "max_steps": 3, "validation_steps": 0, **plane_and_volume(folder / "data")}
-        loop.pretrain(settings(folder / "data", tmp_path / str(share), **changes, validation_split="none"))
-    none, some, all_ = given[:3], given[3:6], given[6:]
-    assert (none, all_) == ([False] * 3, [True] * 3)
-    assert set(some) == {False, True}
+        given.clear()
+        changes = {"own_forecasts": share, "own_steps": 2, "max_steps": 4, **plane_and_volume(folder / "data")}
+        loop.pretrain(settings(folder / "data", tmp_path / str(share), **changes))
+        found[share] = [own for own, *_ in given]
+        # Planes have four frames, volumes two, and as many more as the model forecasts before the loss.
+        assert {frames - own for own, frames, _ in given} == {2, 4}
+        assert all(frames == labels for _, frames, labels in given)
+    assert set(found[0.0]) == {0}
+    assert set(found[0.5]) == {0, 1, 2}
+    assert set(found[1.0]) == {1, 2}
+
+
+def test_training_goes_on_from_the_weights_of_another_run_with_its_processor(folder, tmp_path):
+    started = WalrusPipeline.from_pretrained(folder / "straight" / "model", device="cpu")
+    started.processor.hold_scales = True
+    started.save_pretrained(tmp_path / "first")
+    changes = {"model_name_or_path": str(tmp_path / "first"), "model": {"drop_path_rate": 0.1}, "learning_rate": 0.0}
+    loop.pretrain(settings(folder / "data", tmp_path / "more", max_steps=1, **changes))
+    pipe = WalrusPipeline.from_pretrained(tmp_path / "more" / "model", device="cpu")
+    assert_same(pipe.model.state_dict(), started.model.state_dict())
+    assert pipe.model.config.drop_path_rate == 0.1
+    assert pipe.processor.hold_scales
+
+
+@pytest.mark.parametrize("change", [{"num_hidden_layers": 3}, {"hidden_size": 64}, {"num_hidden_layers": 1}])
+def test_weights_of_another_geometry_are_refused(folder, tmp_path, change):
+    start = {"model_name_or_path": str(folder / "straight" / "model"), "model": change}
+    with pytest.raises(ValueError, match=r"model: expected a geometry that the weights of .* have, found one in which"):
+        loop.pretrain(settings(folder / "data", tmp_path, **start))
 
 
 def test_a_checkpoint_of_another_plan_is_refused(folder, tmp_path):

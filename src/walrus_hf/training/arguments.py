@@ -8,11 +8,14 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from transformers.hf_argparser import HfArgumentParser
 
+from ..checkpoints import locate
 from ..configuration_walrus import WalrusConfig
 from ..hub import check_repository_name
+from ..modeling_walrus import WalrusForPrediction
 from .plan import MODES, Mode
 
 STRATEGIES = ("single", "ddp", "fsdp2", "hsdp")
@@ -42,6 +45,13 @@ class PretrainingArguments:
         metadata={"help": "Train that long at most; the schedule follows the clock, so no run equals another."},
     )
     model_size: str = field(default="walrus-1.3b", metadata={"help": "tiny, half or walrus-1.3b."})
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Start from these weights instead of random ones, with their geometry instead of a size's: a "
+            "folder, walrus-nano, or a Hub repository."
+        },
+    )
     model: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "Settings of WalrusConfig on top of the size's, in YAML."}
     )
@@ -65,9 +75,13 @@ class PretrainingArguments:
     own_forecasts: float = field(
         default=0.0,
         metadata={
-            "help": "Share of micro-batches whose frames from the third on are the model's own forecasts of them, "
-            "so that it learns to go on from its errors. None in the published recipe."
+            "help": "Share of micro-batches that start from the model's own forecasts, so that it learns to go on "
+            "from its errors. None in the published recipe."
         },
+    )
+    own_steps: int = field(
+        default=1,
+        metadata={"help": "Most steps that these forecast before; drawn from 1 on. Windows are as many frames longer."},
     )
     augment: bool = field(
         default=True, metadata={"help": "Rotate each batch; planes may come to stand anywhere in space."}
@@ -120,18 +134,58 @@ class PretrainingArguments:
         if not 0 <= self.own_forecasts <= 1:
             raise ValueError(f"own_forecasts: expected a share between 0 and 1, found {self.own_forecasts}")
         least = {"max_steps": 1, "gradient_accumulation_steps": 1, "batch_size": 1, "frames": 2, "save_steps": 1}
-        for name, bound in {**least, "stride_min": 1, "keep_checkpoints": 1, "validation_batches": 1}.items():
+        for name, bound in {
+            **least,
+            "stride_min": 1,
+            "own_steps": 1,
+            "keep_checkpoints": 1,
+            "validation_batches": 1,
+        }.items():
             if vars(self)[name] < bound:
                 raise ValueError(f"{name}: expected at least {bound}, found {vars(self)[name]}")
 
     def config(self) -> WalrusConfig:
-        """The geometry of the model to train."""
+        """The geometry of the model to train.
+
+        Raises:
+            OSError: a `model_name_or_path` that cannot be read.
+        """
+        if self.model_name_or_path is not None:
+            return WalrusConfig.from_pretrained(locate(self.model_name_or_path), **self.model)
         make: dict[str, Callable[..., WalrusConfig]] = {
             "tiny": WalrusConfig.tiny,
             "half": WalrusConfig.half,
             "walrus-1.3b": WalrusConfig,
         }
         return make[self.model_size](**self.model)
+
+    def first_model(self, config: WalrusConfig) -> WalrusForPrediction:
+        """With random weights, or those that training starts from, in float32.
+
+        Raises:
+            OSError: weights that cannot be read.
+            ValueError: weights of another geometry than the configuration's.
+        """
+        if self.model_name_or_path is None:
+            return WalrusForPrediction(config)
+        loaded: Any = WalrusForPrediction.from_pretrained(
+            locate(self.model_name_or_path), config=config, dtype=torch.float32, output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )  # fmt: skip
+        model, loading = loaded
+        misshapen = [name for name, *_ in loading["mismatched_keys"]]
+        wrong = sorted([*loading["missing_keys"], *loading["unexpected_keys"], *misshapen])
+        if wrong:
+            raise ValueError(
+                f"model: expected a geometry that the weights of {self.model_name_or_path} have, found one in which "
+                f"{len(wrong)} are missing, left over or of another shape, e.g. {wrong[0]}"
+            )
+        return model
+
+    @property
+    def extra_frames(self) -> int:
+        """Of a window, for forecasts before the loss."""
+        return self.own_steps if self.own_forecasts else 0
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> PretrainingArguments:

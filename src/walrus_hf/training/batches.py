@@ -28,13 +28,16 @@ from .topology import Topology
 
 
 def open_indexes(arguments: PretrainingArguments, config: WalrusConfig) -> list[ScenarioIndex]:
-    """The training windows of every source: the inputs of its micro-batches, and the frame after them.
+    """The training windows of every source: the inputs of its micro-batches, frames to forecast before the loss if
+    there are such, and the frame after them.
 
     Raises:
         FileNotFoundError, OSError, ValueError: a source that cannot be read, is too short, or holds unknown fields; two
             sources of one name.
     """
-    found = [open_index(arguments, config, source, arguments.split) for source in arguments.sources]
+    found = [
+        open_index(arguments, config, source, arguments.split, arguments.extra_frames) for source in arguments.sources
+    ]
     names = [index.name for index in found]
     for name in names:
         if names.count(name) > 1:
@@ -59,8 +62,10 @@ def open_validation(arguments: PretrainingArguments, config: WalrusConfig) -> li
     return found
 
 
-def open_index(arguments: PretrainingArguments, config: WalrusConfig, source: str, split: str) -> ScenarioIndex:
-    """The windows of one split of one source."""
+def open_index(
+    arguments: PretrainingArguments, config: WalrusConfig, source: str, split: str, extra_frames: int = 0
+) -> ScenarioIndex:
+    """The windows of one split of one source, some frames longer than those of its micro-batches."""
     manifest, scenario = open_source(source, split, arguments.base_path)
     base = processor_for(config)
     processor = base if scenario is None else scenario_processor(base, scenario)
@@ -71,7 +76,8 @@ def open_index(arguments: PretrainingArguments, config: WalrusConfig, source: st
     blocks = 2 * arguments.blocks_in_memory * arguments.gradient_accumulation_steps
     block_bytes = min(LARGEST_BLOCK, arguments.cache_bytes // blocks)
     strides = (arguments.stride_min, arguments.stride_max)
-    return ScenarioIndex(name, manifest, shape.frames + 1, strides, processor, zeros, block_bytes)
+    frames = shape.frames + extra_frames + 1
+    return ScenarioIndex(name, manifest, frames, strides, processor, zeros, block_bytes)
 
 
 def source_name(source: str, sources: Sequence[str]) -> str:

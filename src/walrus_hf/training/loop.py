@@ -28,13 +28,12 @@ from tqdm.auto import tqdm
 from ..data.augment import uniform_hash
 from ..data.index import ScenarioIndex
 from ..data.reader import BatchReader
-from ..modeling_walrus import WalrusForPrediction, mask_state
-from ..normalization import delta_scales, per_channel
 from .arguments import PretrainingArguments
 from .batches import PlannedReader, open_indexes, open_validation, planned_batches
 from .checkpoints import load_checkpoint, resolve, save_checkpoint
 from .costs import CostTable, Geometry, Key, Shape, micro_batch_cost
 from .guards import GradientGuard, ReaderErrors, SpikeWatch, StopSignal, full_value
+from .objective import TrainingModel
 from .optim import ExponentialAverage, make_optimizer, make_scheduler
 from .plan import MicroBatch, StepWork, WorkPlan, WorkSource, micro_batch_shape
 from .records import MetricsFile, StepTotals, Stopwatch
@@ -46,50 +45,6 @@ from .validation import Validation, prepare_inputs
 
 # What a random number is drawn for.
 _JITTER, _DROP_PATH, _TOKENS, _OWN = range(4)
-
-
-class TrainingModel(nn.Module):
-    """The model as the loop calls it: losses, the last forecast, and a gradient for every parameter.
-
-    A batch reaches the encoder and decoder of planes or those of volumes. Under data parallelism all ranks must agree
-    which parameters get gradients (FSDP2 even adds those of different encoders up), so the others get zeros.
-    """
-
-    def __init__(self, model: WalrusForPrediction) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, own_forecasts: bool = False, **inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss; the mean absolute error of each channel `(C,)` in units of its change; and the forecast after the
-        last frame `(B, C, H, W, D)`. Only the loss has a gradient.
-
-        With `own_forecasts` the input frames from the third on are the model's own forecasts of them, each from the
-        given frames before it: nearly what a rollout feeds back after a step (scales are those of all given frames, and
-        drop path is on). The labels stay the truth.
-        """
-        if own_forecasts and inputs["field_values"].shape[1] > 2:
-            inputs["field_values"] = self._with_own_forecasts(inputs)
-        output = self.model(**inputs)
-        ends = [*self.model.model.embeddings.parameters(), *self.model.decoder.parameters()]
-        tie = torch.stack([parameter.sum() for parameter in ends]).sum()
-        with torch.no_grad():
-            states = inputs["field_values"]
-            scales = inputs.get("change_scales")
-            scales = delta_scales(states, self.model.config.scale_eps) if scales is None else scales
-            errors = (output.prediction - inputs["labels"]).abs() / per_channel(scales)
-            # Scored as in the loss: the first frame has no context.
-            channel_losses = errors[:, 1:].mean((0, 1, 3, 4, 5))
-        return output.loss + 0.0 * tie, channel_losses, output.prediction[:, -1].detach()
-
-    @torch.no_grad()
-    def _with_own_forecasts(self, inputs: dict[str, Any]) -> Tensor:
-        """`(B, T, C, H, W, D)`: the first two frames, and forecasts of the others from two frames or more."""
-        values = inputs["field_values"]
-        forecasts = self.model(**{**inputs, "labels": None}).prediction[:, 1:-1].to(values.dtype)
-        # Autocast keeps the weights that it has cast, here without a history: the next pass would give no gradients.
-        torch.clear_autocast_cache()
-        forecasts = mask_state(forecasts, inputs.get("padded_channels"), inputs.get("obstacle_mask"))
-        return torch.cat([values[:, :2], forecasts], dim=1)
 
 
 class Run:
@@ -108,7 +63,7 @@ class Run:
         self.topology = Topology.from_accelerator(accelerator)
         self.config = arguments.config()
         set_seed(arguments.seed)
-        model = TrainingModel(WalrusForPrediction(self.config))
+        model = TrainingModel(arguments.first_model(self.config))
         if arguments.gradient_checkpointing:
             model.model.gradient_checkpointing_enable()
         optimizer = make_optimizer(model, arguments.learning_rate, arguments.weight_decay, muon=arguments.muon)
@@ -309,19 +264,21 @@ def train_step(run: Run, plan: WorkPlan, batches: Iterator[dict[str, Any]], step
         batch = next(batches)
         if (batch["step"], batch["number"]) != (step, expected.source):
             raise RuntimeError(f"step {step}: expected a batch of source {expected.source}, found {batch['samples']}")
-        tokens, own = _tokens(run.arguments, expected), _own_forecasts(run.arguments, expected)
-        inputs = prepare_inputs(batch["inputs"], run.bare.model, accelerator.device, _generator(batch, step), tokens)
+        tokens, own = _tokens(run.arguments, expected), _own_steps(run.arguments, expected)
+        generator, frames = _generator(batch, step), run.sources[expected.source].shape.frames
+        cut = _first_frames(batch["inputs"], frames + own)
+        inputs = prepare_inputs(cut, run.bare.model, accelerator.device, generator, tokens)
         clock.mark()
         with _synchronised(run.model, turn == len(work.groups[group]) - 1):
             with accelerator.autocast():  # which Accelerate leaves out of models that FSDP2 shards
-                loss, channel_losses, _ = run.model(own_forecasts=own, **inputs)
+                loss, channel_losses, _ = run.model(own_steps=own, generator=generator, **inputs)
             clock.mark()
             accelerator.backward(loss * (work.loss_scale * batch["weight"]))
         clock.mark()
         if batch["weight"]:
             totals.add(expected.source, loss, channel_losses, inputs)
-            frames = inputs["field_values"].shape[0] * inputs["field_values"].shape[1]
-            totals.parts["work"] += torch.tensor([len(inputs["field_values"]), frames, 0.0]).to(totals.vector)
+            windows = len(inputs["field_values"])
+            totals.parts["work"] += torch.tensor([windows, windows * frames, 0.0]).to(totals.vector)
         else:
             totals.parts["work"][2] += 1
             unread += batch["samples"]
@@ -354,9 +311,15 @@ def _tokens(arguments: PretrainingArguments, work: MicroBatch) -> int | None:
     return arguments.tokens[int(_drawn(arguments, _TOKENS, work) * len(arguments.tokens))]
 
 
-def _own_forecasts(arguments: PretrainingArguments, work: MicroBatch) -> bool:
-    """Whether a micro-batch is trained on own forecasts, the same for the members of a group."""
-    return _drawn(arguments, _OWN, work) < arguments.own_forecasts
+def _own_steps(arguments: PretrainingArguments, work: MicroBatch) -> int:
+    """Steps that the model forecasts before the loss, the same for the members of a group; 0 for most or all."""
+    drawn, share = _drawn(arguments, _OWN, work), arguments.own_forecasts
+    return 1 + int(drawn / share * arguments.own_steps) if drawn < share else 0
+
+
+def _first_frames(inputs: dict[str, Any], frames: int) -> dict[str, Any]:
+    """A batch without the frames of its windows, and their labels, that no forecast needs."""
+    return {**inputs, **{name: inputs[name][:, :frames] for name in ("field_values", "labels")}}
 
 
 def _drawn(arguments: PretrainingArguments, purpose: int, work: MicroBatch) -> float:

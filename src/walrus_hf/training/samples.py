@@ -35,7 +35,7 @@ class SourceWindows:
 
     Args:
         number: of the source.
-        index: its windows, with the frames that the micro-batches have, and the frame after them.
+        index: its windows, with the frames that the micro-batches have, or more, and the frame after them.
         members, batch: readers of a slot, and windows of each.
         lanes: readings beside each other.
         most: slots that a step may draw.
@@ -151,17 +151,17 @@ class SamplePlan:
         blocks_in_memory: blocks whose windows are mixed, in each lane. A rank is at home in about `accumulation` lanes.
 
     Raises:
-        ValueError: an index whose windows are not as long as the plan's micro-batches.
+        ValueError: an index whose windows are shorter than the plan's micro-batches.
     """
 
     def __init__(self, plan: WorkPlan, indexes: Sequence[ScenarioIndex], blocks_in_memory: int = 4) -> None:
         if len(indexes) != len(plan.sources):
             raise ValueError(f"indexes: expected one for each of {len(plan.sources)} sources, found {len(indexes)}")
         for index, source in zip(indexes, plan.sources):
-            if index.frames != source.shape.frames + 1:
+            if index.frames < source.shape.frames + 1:
                 raise ValueError(
-                    f"source {source.name!r}: expected windows of {source.shape.frames + 1} frames, the inputs and "
-                    f"the one after, found an index of {index.frames} frames"
+                    f"source {source.name!r}: expected windows of at least {source.shape.frames + 1} frames, the "
+                    f"inputs and the one after, found an index of {index.frames} frames"
                 )
         if blocks_in_memory < 1:
             raise ValueError(f"blocks_in_memory: expected at least 1, found {blocks_in_memory}")

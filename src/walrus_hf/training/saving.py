@@ -9,9 +9,11 @@ from accelerate import Accelerator
 from huggingface_hub import ModelCard, ModelCardData
 from torch import nn
 
+from ..checkpoints import locate
 from ..hub import prepare_upload, push
 from ..modeling_walrus import WalrusForPrediction
 from ..pipeline_walrus import WalrusPipeline, processor_for
+from ..processing_walrus import WalrusProcessor
 from .arguments import PretrainingArguments
 from .batches import source_name
 from .plan import micro_batch_shape
@@ -70,7 +72,8 @@ def save_model(
     if accelerator.is_main_process:
         bare = WalrusForPrediction(arguments.config())
         bare.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()})
-        processor = processor_for(bare.config)
+        start = arguments.model_name_or_path
+        processor = WalrusProcessor.from_pretrained(locate(start)) if start else processor_for(bare.config)
         processor.context_frames = arguments.frames
         processor.context_frames_3d = _context(arguments)
         WalrusPipeline(bare, processor).save_pretrained(folder)

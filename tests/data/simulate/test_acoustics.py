@@ -176,6 +176,10 @@ def test_a_seed_names_one_trajectory():
     assert first.constant_fields["density"].shape == (32, 40)
     assert first.name == again.name == "acoustic_scattering_3" != other.name
     assert first.boundary_ids() == ((0, 0), (1, 1))
+    half_open = acoustic_scattering(
+        3, grid=(32, 40), frames=3, boundary_conditions={"x": ("wall", "open"), "y": "wall"}
+    )
+    assert half_open.boundary_ids() == ((0, 1), (0, 0))
     np.testing.assert_allclose(first.coordinates["x"], -1 + (np.arange(32) + 0.5) / 16)
     np.testing.assert_allclose(first.coordinates["y"], -1.25 + (np.arange(40) + 0.5) / 16)
     assert WalrusProcessor()(first)["constant_values"].shape == (1, 2, 32, 40, 1)
@@ -210,6 +214,17 @@ def test_twice_the_refinement_confirms_the_frames(monkeypatch):
             assert np.sqrt(np.square(error[-1]).mean()) < 0.05 * np.sqrt(np.square(change[-1]).mean())
 
 
+def test_sound_stays_in_a_closed_box():
+    closed, opened = (
+        acoustic_scattering(1, grid=(32, 24), frames=2, dt=3.0, boundary_conditions={"x": "wall", "y": y})
+        for y in ("wall", "open")
+    )
+    # Walls keep the integral of pressure, whatever the medium: the flow across them is zero.
+    before, after = closed.fields["pressure"].astype(float).mean((1, 2))
+    np.testing.assert_allclose(after, before, rtol=1e-5)
+    assert abs(opened.fields["pressure"][1].mean()) < 0.5 * before
+
+
 def test_neighbouring_frames_differ_visibly_and_ever_more_with_lead_time():
     growth = []
     for seed in range(4):
@@ -229,6 +244,10 @@ def test_neighbouring_frames_differ_visibly_and_ever_more_with_lead_time():
         ({"grid": (64, 8)}, r"at least 16 each, found \(64, 8\)"),
         ({"frames": 0}, "frames: expected at least 1"),
         ({"dt": 0.0}, "dt: expected a positive"),
+        (
+            {"boundary_conditions": {"x": "periodic", "y": "wall"}},
+            "boundary_conditions: expected 'wall' or 'open' sides",
+        ),
     ],
 )
 def test_unusable_arguments_are_refused(arguments, message):

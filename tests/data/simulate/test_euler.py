@@ -226,7 +226,8 @@ def test_a_seed_names_one_trajectory():
         assert values.shape == (3, 32, 40, 2)[: values.ndim]
     assert first.name == again.name == "euler_multi_quadrants_open_3" != other.name
     assert first.boundary_ids() == ((1, 1), (1, 1))
-    assert euler_multi_quadrants(3, "periodic", grid=(16, 20), frames=1).boundary_ids() == ((2, 2), (2, 2))
+    for boundary, number in (("periodic", 2), ("wall", 0)):
+        assert euler_multi_quadrants(3, boundary, grid=(16, 20), frames=1).boundary_ids() == ((number,) * 2,) * 2
     np.testing.assert_allclose(first.coordinates["y"], (np.arange(40) + 0.5) / 32)
     assert WalrusProcessor()(first)["field_values"].shape == (1, 3, 5 + 1, 32, 40, 1)  # momentum_z is padded
 
@@ -238,7 +239,7 @@ def test_the_first_frame_is_four_constant_quadrants():
         assert len(np.unique(states.reshape(-1, 3), axis=0)) == 4
 
 
-@pytest.mark.parametrize("boundary", ["open", "periodic"])
+@pytest.mark.parametrize("boundary", ["open", "periodic", "wall"])
 def test_neighbouring_frames_differ_visibly_and_ever_more_with_lead_time(boundary):
     growth = []
     for seed in range(3):
@@ -266,7 +267,7 @@ def test_a_solution_that_loses_its_positive_pressure_is_refused():
         ({"frames": 0}, "frames: expected at least 1"),
         ({"dt": -0.1}, "dt: expected a positive"),
         ({"gamma": 1.0}, "gamma: expected a number above 1, found 1.0"),
-        ({"boundary": "wall"}, "boundary: expected 'open' or 'periodic', found 'wall'"),
+        ({"boundary": "none"}, "boundary: expected 'open', 'periodic' or 'wall', found 'none'"),
     ],
 )
 def test_unusable_arguments_are_refused(arguments, message):

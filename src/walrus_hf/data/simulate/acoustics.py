@@ -22,12 +22,20 @@ from .finite_volume import Sides, box_trajectory, parse_sides, step_within, to_t
 BULK_MODULUS = 4.0  # The Well's, the same everywhere: density decides the speed of sound
 DENSITIES = (1.0, 7.0)
 SIDES = {"x": "wall", "y": "open"}
+CLOSED = {"x": "wall", "y": "wall"}
 REFINEMENT = 4  # cells of the solver to a cell of the frames, along each axis
 COURANT = 0.9  # of the largest stable step
 
 
-def acoustic_scattering(seed: int, grid: tuple[int, int] = (64, 64), frames: int = 40, dt: float = 0.01) -> Trajectory:
-    """Rings of pressure in two media side by side, between reflecting walls in x and open sides in y.
+def acoustic_scattering(
+    seed: int,
+    grid: tuple[int, int] = (64, 64),
+    frames: int = 40,
+    dt: float = 0.01,
+    boundary_conditions: Mapping[str, Any] = SIDES,
+) -> Trajectory:
+    """Rings of pressure in two media side by side, between reflecting walls in x and, if not told otherwise, open sides
+    in y.
 
     Media, where they meet and the rings come from the seed. In each medium the density is constant, a slope, a bump or
     smooth noise. x runs from -1 to 1 and cells are square, so y runs from `-W / H` to `W / H`. Equations, bulk modulus
@@ -39,6 +47,7 @@ def acoustic_scattering(seed: int, grid: tuple[int, int] = (64, 64), frames: int
         grid: cells (H, W) along x and y.
         frames: frames to return, the initial state included.
         dt: time between frames; sound moves by 0.8 to 2 length units in 1 time unit.
+        boundary_conditions: `"wall"` or `"open"` an axis or a side, as in `solve_acoustics`.
 
     Returns:
         Float32 `pressure` (frames, H, W) and `velocity` (frames, H, W, 2); constant `density` and `speed_of_sound`
@@ -55,11 +64,11 @@ def acoustic_scattering(seed: int, grid: tuple[int, int] = (64, 64), frames: int
     pressure = torch.from_numpy(_rings(rng, x, y, half_width))
     media = torch.from_numpy(_two_media(rng, x, y, half_width, cell))
     speed, rest = (BULK_MODULUS / media).sqrt(), media.new_zeros(*fine, 2)
-    sides, name = parse_sides(SIDES), f"acoustic_scattering_{seed}"
+    sides, name = _not_periodic(boundary_conditions), f"acoustic_scattering_{seed}"
     fields = _march(pressure, rest, media, speed, sides, cell / REFINEMENT, frames, dt, name, REFINEMENT)
     density = _block_means(media, REFINEMENT)
     constants = {"density": density, "speed_of_sound": (BULK_MODULUS / density).sqrt()}
-    return box_trajectory(fields, SIDES, dt, name, cell, (-1.0, -half_width), constants)
+    return box_trajectory(fields, boundary_conditions, dt, name, cell, (-1.0, -half_width), constants)
 
 
 def solve_acoustics(
@@ -95,13 +104,18 @@ def solve_acoustics(
     rho, speed = to_tensor(density, grid, "density"), to_tensor(speed_of_sound, grid, "speed_of_sound")
     if not (rho > 0).all() or not (speed > 0).all():
         raise ValueError("density and speed_of_sound: expected positive numbers, found zero or negative ones")
-    sides = parse_sides(boundary_conditions)
-    if any(side == BoundaryCondition.PERIODIC for pair in sides for side in pair):
-        raise ValueError(f"boundary_conditions: expected 'wall' or 'open' sides, found {boundary_conditions}")
+    sides = _not_periodic(boundary_conditions)
     start, flow = to_tensor(pressure, grid, "pressure"), to_tensor(velocity, (*grid, 2), "velocity")
     fields = _march(start, flow, rho, speed, sides, cell, frames, dt, name)
     constants = {"density": rho, "speed_of_sound": speed}
     return box_trajectory(fields, boundary_conditions, dt, name, cell, constant_fields=constants)
+
+
+def _not_periodic(boundary_conditions: Mapping[str, Any]) -> tuple[Sides, Sides]:
+    sides = parse_sides(boundary_conditions)
+    if any(side == BoundaryCondition.PERIODIC for pair in sides for side in pair):
+        raise ValueError(f"boundary_conditions: expected 'wall' or 'open' sides, found {boundary_conditions}")
+    return sides
 
 
 def _march(

@@ -26,7 +26,7 @@ SWAPPED = [0, 2, 1, 3]
 
 def euler_multi_quadrants(
     seed: int,
-    boundary: Literal["open", "periodic"] = "open",
+    boundary: Literal["open", "periodic", "wall"] = "open",
     grid: tuple[int, int] = (64, 64),
     frames: int = 40,
     dt: float = 0.015,
@@ -40,7 +40,7 @@ def euler_multi_quadrants(
 
     Args:
         seed: the same seed gives the same trajectory.
-        boundary: `"open"` (zero gradient) or `"periodic"`, on all sides.
+        boundary: `"open"` (zero gradient), `"periodic"` or `"wall"` (reflecting, slip), on all sides.
         grid: cells (H, W) along x and y.
         frames: frames to return, the initial state included.
         dt: time between frames; sound takes about 1 time unit from one side to the other.
@@ -53,8 +53,8 @@ def euler_multi_quadrants(
         ValueError: unusable arguments.
     """
     check_arguments(grid, frames, dt)
-    if boundary not in ("open", "periodic"):
-        raise ValueError(f"boundary: expected 'open' or 'periodic', found {boundary!r}")
+    if boundary not in ("open", "periodic", "wall"):
+        raise ValueError(f"boundary: expected 'open', 'periodic' or 'wall', found {boundary!r}")
     density, velocity, pressure = _quadrants(np.random.default_rng(seed), grid)
     sides = {"x": boundary, "y": boundary}
     name = f"euler_multi_quadrants_{boundary}_{seed}"

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from ...fields import Trajectory
 from ..well_writer import save_well
-from .acoustics import acoustic_scattering
+from .acoustics import CLOSED, acoustic_scattering
 from .convection import rayleigh_benard
 from .euler import euler_multi_quadrants
 from .incompressible import kolmogorov_flow, turbulence_3d
@@ -26,10 +26,12 @@ from .spectral import advection_diffusion_3d, burgers, wave
 # Every simulation of the package by name: `simulation(seed, **parameters)` is one trajectory.
 SIMULATIONS: dict[str, Callable[..., Trajectory]] = {
     "acoustic_scattering": acoustic_scattering,
+    "acoustic_scattering_closed": functools.partial(acoustic_scattering, boundary_conditions=CLOSED),
     "advection_diffusion_3d": advection_diffusion_3d,
     "burgers": burgers,
     "euler_multi_quadrants_open": functools.partial(euler_multi_quadrants, boundary="open"),
     "euler_multi_quadrants_periodic": functools.partial(euler_multi_quadrants, boundary="periodic"),
+    "euler_multi_quadrants_wall": functools.partial(euler_multi_quadrants, boundary="wall"),
     "gray_scott": gray_scott,
     "kolmogorov_flow": kolmogorov_flow,
     "rayleigh_benard": rayleigh_benard,

@@ -194,7 +194,7 @@ def nano_training(trained: Mapping[str, Any]) -> str:
     return (
         f"{trained['scenario_count']} scenarios in {trained['variants_each']} variants, each a source of "
         f"{trained['trajectories']} trajectories of {trained['frames_each']} frames (split `train`), simulated for "
-        f"it:\n\n{table}\n\n{trained['steps']:,} optimiser steps in {trained['minutes']:,} minutes on a CPU, by "
+        f"it:\n\n{table}\n\n{trained['steps']:,} optimiser steps in {trained['minutes']:,} minutes of one core, by "
         f"{recipe}: {trained['windows']:,} windows of {trained['frames']} frames and the "
         f"one after them (distance 1 to {trained['stride_max']}), rotated and placed in space at random, with jitter; "
         f"{beyond_the_recipe(trained)}"
@@ -210,8 +210,10 @@ def beyond_the_recipe(trained: Mapping[str, Any]) -> str:
     if trained.get("tokens"):
         told = f"tokens along an axis drawn for each micro-batch from {', '.join(map(str, trained['tokens']))}; "
     if trained.get("own_forecasts"):
-        share = f"{trained['own_forecasts']:g}"
-        told += f"a share of {share} of the micro-batches with own forecasts as frames from the third on; "
+        told += (
+            f"a share of {trained['own_forecasts']:g} of the micro-batches after own forecasts of 1 to "
+            f"{trained['own_steps']} steps; "
+        )
     return told
 
 

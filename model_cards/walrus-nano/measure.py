@@ -4,8 +4,9 @@
     OMP_NUM_THREADS=1 ACCELERATE_MIXED_PRECISION=bf16 python examples/pretrain.py --config examples/configs/nano.yaml
     python model_cards/walrus-nano/measure.py --data runs/nano/data --run runs/nano/run --commit COMMIT
 
-COMMIT is what the run was started at, `--recipe` names its settings where they are not those of nano.yaml, and
-`--history` says where it departed from them.
+COMMIT is what the run was started at, `--recipe` names its settings where they are not those of nano.yaml, `--cores`
+how many processes it had, and `--history` says where it departed from the recipe. A run that started from the weights
+of another adds its steps, minutes and windows to those of `--earlier`.
 
 The running averages of RUN's last checkpoint are rounded to bfloat16. With these the package's own evaluator forecasts
 the test split of every source, and simulations that are unlike them (`simulations.py`, kept in DATA/unseen-*), beside
@@ -78,22 +79,28 @@ def main() -> None:
     parser.add_argument("--recipe", type=Path, default=ROOT / "examples/configs/nano.yaml", help="of the run")
     parser.add_argument("--commit", help="of this repository, that the run was made with; without it the card says so")
     parser.add_argument("--history", help="a sentence: in which way the run departs from the recipe")
+    parser.add_argument("--cores", type=int, default=1, help="processes of the run, each on a core of its own")
+    parser.add_argument(
+        "--earlier", type=int, nargs=3, default=(0, 0, 0), metavar=("STEPS", "MINUTES", "WINDOWS"),
+        help="of the run whose weights it started from",
+    )  # fmt: skip
     parser.add_argument("--baselines", type=Path, nargs="+", metavar="RESULTS", help="folders to take baselines from")
     parser.add_argument("--budget", help="a sentence: the parameters and minutes that each baseline was given")
     given = parser.parse_args()
     if given.baselines and given.budget:
         add_baselines(given.baselines, given.budget)
     elif given.data and given.run:
-        measure(given.data, given.run, given.recipe, given.commit, given.history)
+        measure(given)
     else:
         parser.error("expected --data and --run, or --baselines and --budget")
     runpy.run_path(str(HERE.parent / "make.py"))["main"]()
 
 
-def measure(data: Path, run: Path, recipe: Path, commit: str | None, history: str | None) -> None:
+def measure(given: argparse.Namespace) -> None:
     """Weights into the package; `results.json` and the film here."""
     torch.set_float32_matmul_precision("highest")
-    arguments = PretrainingArguments(**read_recipe(recipe))
+    data, run = given.data, given.run
+    arguments = PretrainingArguments(**read_recipe(given.recipe))
     checkpoint = latest_checkpoint(run)
     if checkpoint is None:
         raise SystemExit(f"{run}: expected a run of examples/pretrain.py, found no complete checkpoint in it")
@@ -111,7 +118,7 @@ def measure(data: Path, run: Path, recipe: Path, commit: str | None, history: st
     film = work / "film" / "forecast.gif"
     shown = film_of(pipe, tests[FILM], film)
     results = {
-        "training": trained(checkpoint, run, recipe, arguments) | {"commit": commit, "history": history},
+        "training": trained(checkpoint, arguments, given),
         "weights": weights(packed / "model.safetensors", pipe),
         **settings(pipe),
         "protocol": seen["protocol"], "versions": seen["versions"], "device": seen["device"],
@@ -226,19 +233,21 @@ def film_of(pipe: WalrusPipeline, source: Path, path: Path) -> dict[str, Any]:
     return {"source": FILM, "steps": FILM_STEPS, "vrmse": digits(next(iter(errors["all fields"].values())))}
 
 
-def trained(checkpoint: Path, run: Path, recipe: Path, arguments: PretrainingArguments) -> dict[str, Any]:
-    """How the weights came about."""
+def trained(checkpoint: Path, arguments: PretrainingArguments, given: argparse.Namespace) -> dict[str, Any]:
+    """How the weights came about; minutes are those of one core."""
     step = verify_checkpoint(checkpoint)["step"]
-    rows = [row for row in read_metrics(run) if row["step"] <= step]
+    rows, recipe = [row for row in read_metrics(given.run) if row["step"] <= step], given.recipe.resolve()
+    steps, minutes, windows = given.earlier
     kept = ("seed", "max_steps", "learning_rate", "muon", "ema_decay", "mode", "batch_size", "frames", "stride_max",
-            "tokens", "own_forecasts", "gradient_accumulation_steps", "augment", "max_grad_norm",
+            "tokens", "own_forecasts", "own_steps", "gradient_accumulation_steps", "augment", "max_grad_norm",
             "weight_decay")  # fmt: skip
     simulation = runpy.run_path(str(ROOT / "examples" / "simulate.py"))
     return {
-        "recipe": recipe.resolve().relative_to(ROOT).as_posix() if recipe.resolve().is_relative_to(ROOT) else None,
-        "steps": step,
-        "minutes": round(sum(row["seconds"] for row in rows) / 60),
-        "windows": round(sum(row["samples_per_second"] * row["seconds"] for row in rows)),
+        "recipe": recipe.relative_to(ROOT).as_posix() if recipe.is_relative_to(ROOT) else None,
+        "commit": given.commit, "history": given.history,
+        "steps": steps + step,
+        "minutes": minutes + round(given.cores * sum(row["seconds"] for row in rows) / 60),
+        "windows": windows + round(sum(row["samples_per_second"] * row["seconds"] for row in rows)),
         **{name: getattr(arguments, name) for name in kept},
         "scenarios": {
             name: {"grids": ["x".join(map(str, grid)) for grid in grids], "variants": list(variants)}

@@ -68,6 +68,7 @@ def first_gradients(folder, report):
     os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
     shard(GROUPS)
     save("bf16")
+    save("own", own_forecasts=0.7, own_steps=2)
     os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
     shard(GROUPS)
     report["unread"] = gather_object([report.get("unread")])[2]

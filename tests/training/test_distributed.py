@@ -97,18 +97,21 @@ def test_four_processes_find_their_places_under_every_strategy(four):
     assert four["hsdp"] == [[2, 2, *divmod(rank, 2)] for rank in range(4)]
 
 
-@pytest.mark.parametrize("name", ["apart", "unread", "clipped", "unequal", "bf16"])
+@pytest.mark.parametrize("name", ["apart", "unread", "clipped", "unequal", "bf16", "own"])
 def test_gradients_of_groups_that_shard_equal_those_of_one_process(folder, four, tmp_path, monkeypatch, name):
     """With drop path; `clipped` with gradient checkpointing, which the one process does without.
 
-    `apart`: one group has a plane, the other a volume, so they use different parameters.
+    `apart`: one group has a plane, the other a volume, so they use different parameters. `own`: some micro-batches begin
+    with forecasts, in bf16.
     """
     changes = {"mode": "variable"} if name == "unequal" else {}
     if name in ("apart", "unread"):
         changes = {**plane_and_volume(folder / "data"), "gradient_accumulation_steps": 2}
     if name == "unequal":
         assert sorted(four["unequal_counts"]) == [1, SLOTS - 1]
-    if name == "bf16":
+    if name == "own":
+        changes = {"own_forecasts": 0.7, "own_steps": 2}
+    if name in ("bf16", "own"):
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     unread = four["unread"] if name == "unread" else None  # the source of member 0 of the second group
     expected = gradients.of_one_process(settings(folder / "data", tmp_path, **changes), 2, unread)

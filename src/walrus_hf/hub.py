@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .adapter_files import first_line
+from .checkpoints import is_packaged
 from .configuration_walrus import WalrusConfig
 from .model_card import RESULTS_FORMAT, adapter_card, checkpoint_card, pushed_card
 from .modeling_walrus import WalrusForPrediction
@@ -136,7 +137,7 @@ def prepare_upload(
         card,
         repo_id,
         license=license,
-        base_model=base_model,
+        base_model=None if base_model is None or is_packaged(base_model) else base_model,
         datasets=datasets,
         results=measured,
         picture=min(pictures, key=lambda name: name.endswith(".png"), default=None),
@@ -338,10 +339,11 @@ def _safetensors(file: Path) -> Iterator[Any]:
 
 
 def _adapter_files(folder: Path, base_model: str | None) -> dict[str, Path | bytes]:
-    """The configuration of an adapter, with a base that others can load."""
+    """The configuration of an adapter, with a base that others can load: from the Hub, or from the package."""
     settings = _read_json(folder / "adapter_config.json")
     base = base_model or settings.get("base_model_name_or_path")
-    if not base or Path(base).expanduser().exists() or str(base).count("/") != 1 or str(base)[0] in "~./":
+    is_path = not base or Path(base).expanduser().exists() or str(base).count("/") != 1 or str(base)[0] in "~./"
+    if is_path and not is_packaged(str(base)):
         raise ValueError(
             f"{folder}: expected the base model's name on the Hub in adapter_config.json, found {base!r}, which others "
             "cannot load; push the base first, and give its name with --base ORG/NAME (base_model=)"

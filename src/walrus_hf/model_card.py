@@ -83,13 +83,17 @@ def adapter_card(
     """The card of an adapter that `fit` did not make; its base says what it reads.
 
     Args:
-        base: name of the base model on the Hub.
+        base: name of the base model on the Hub, or of a checkpoint in the package.
         kind: such as "A LORA adapter of rank 8".
     """
-    data = ModelCardData(library_name="peft", pipeline_tag=TASK, tags=[*TAGS, "adapter"], base_model=base)
+    on_hub = "/" in base
+    link = f"[{base}](https://huggingface.co/{base})" if on_hub else f"{base}, which comes with the package,"
+    data = ModelCardData(
+        library_name="peft", pipeline_tag=TASK, tags=[*TAGS, "adapter"], base_model=base if on_hub else None
+    )
     return (
         f"---\n{data.to_yaml()}\n---\n\n# Walrus, an adapter\n\n"
-        f"{kind} of [{base}](https://huggingface.co/{base}) for `walrus_hf`. Fields, boundary conditions, grids, time "
+        f"{kind} of {link} for `walrus_hf`. Fields, boundary conditions, grids, time "
         "steps, history and cost are those of the base, whose card tells them. Any other base is refused.\n\n"
         "## Use\n\n```python\nfrom walrus_hf import WalrusPipeline, load_well, save_well\n\n"
         f'pipe = WalrusPipeline.from_pretrained("{model}")  # finds its base by itself\n'

@@ -130,6 +130,17 @@ def test_an_adapter_is_uploaded_with_the_name_that_its_base_has_on_the_hub(folde
     assert "- Base: `lab/base`." in prepare_upload(folder / "adapter", "lab/adapter", base_model="lab/base").card
 
 
+def test_an_adapter_of_a_packaged_checkpoint_names_it_and_links_to_nothing(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    upload = prepare_upload(folder / "adapter", "lab/adapter", base_model="walrus-nano")
+    assert json.loads(upload.files["adapter_config.json"])["base_model_name_or_path"] == "walrus-nano"
+    assert ModelCard(upload.card).data.base_model is None
+    assert "A LORA adapter of rank 2 of walrus-nano, which comes with the package, for `walrus_hf`" in upload.card
+    (tmp_path / "walrus-nano").mkdir()  # a folder of that name is meant then, which nobody else has
+    with pytest.raises(ValueError, match="expected the base model's name on the Hub"):
+        prepare_upload(folder / "adapter", "lab/adapter", base_model="walrus-nano")
+
+
 def test_results_of_the_same_weights_are_taken_and_of_others_refused(saved, pipe, tmp_path):
     file = tmp_path / "results.json"
     file.write_text(json.dumps(small_results(describe_model("mine", pipe))))

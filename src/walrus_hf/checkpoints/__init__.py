@@ -15,6 +15,10 @@ def locate(name_or_path: str | os.PathLike) -> str:
     path = Path(name_or_path).expanduser()
     if path.exists():
         return str(path)
-    packaged = HERE / path
-    known = packaged.parent == HERE and (packaged / "config.json").is_file()
-    return str(packaged if known else name_or_path)
+    return str(HERE / path if is_packaged(path) else name_or_path)
+
+
+def is_packaged(name: str | os.PathLike) -> bool:
+    """Whether a checkpoint of that name comes with the package; a path that exists wins over it."""
+    packaged = HERE / name
+    return not Path(name).exists() and packaged.parent == HERE and (packaged / "config.json").is_file()

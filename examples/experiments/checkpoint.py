@@ -91,7 +91,7 @@ def training_text(folder: Path) -> str | None:
     card = CARDS / folder.name / "results.json"
     if folder.parent == PACKAGED_FOLDER and card.is_file():
         training = json.loads(card.read_text())["training"]
-        return f"trained for {training['steps']:,} steps in {training['minutes']:,} minutes"
+        return f"trained for {training['steps']:,} steps in {training['minutes']:,} minutes of one core"
     return None
 
 

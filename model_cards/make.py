@@ -212,7 +212,7 @@ def beyond_the_recipe(trained: Mapping[str, Any]) -> str:
     if trained.get("own_forecasts"):
         told += (
             f"a share of {trained['own_forecasts']:g} of the micro-batches after own forecasts of 1 to "
-            f"{trained['own_steps']} steps; "
+            f"{trained['own_steps']} steps, in windows as much longer; "
         )
     return told
 

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .adapter_files import first_line
-from .checkpoints import is_packaged
+from .checkpoints import is_on_hub, is_packaged
 from .configuration_walrus import WalrusConfig
 from .model_card import RESULTS_FORMAT, adapter_card, checkpoint_card, pushed_card
 from .modeling_walrus import WalrusForPrediction
@@ -99,14 +99,14 @@ def prepare_upload(
         repo_id: `ORG/NAME`.
         results: `results.json` of `walrus-hf evaluate` for these weights; of adapters that is not checked, since the
             hash is over the base as well.
-        base_model: on the Hub; replaces the name in an adapter's configuration.
+        base_model: on the Hub or in the package; replaces the name in an adapter's configuration.
         license: identifier such as `cc-by-4.0`; None keeps what the folder's card says.
         datasets: names on the Hub of the data that it was trained on.
         costs: of typical grids, for a card that has to be written (`checkpoint_card`).
 
     Raises:
-        ValueError: no checkpoint, one of another model, a damaged or pickled one, an adapter whose base has no name on
-            the Hub, results of other weights.
+        ValueError: no checkpoint, one of another model, a damaged or pickled one, an adapter whose base has no name
+            that others can load, results of other weights.
         FileNotFoundError: no such folder or results.
     """
     folder = Path(folder).expanduser()
@@ -137,7 +137,7 @@ def prepare_upload(
         card,
         repo_id,
         license=license,
-        base_model=None if base_model is None or is_packaged(base_model) else base_model,
+        base_model=base_model,
         datasets=datasets,
         results=measured,
         picture=min(pictures, key=lambda name: name.endswith(".png"), default=None),
@@ -342,11 +342,11 @@ def _adapter_files(folder: Path, base_model: str | None) -> dict[str, Path | byt
     """The configuration of an adapter, with a base that others can load: from the Hub, or from the package."""
     settings = _read_json(folder / "adapter_config.json")
     base = base_model or settings.get("base_model_name_or_path")
-    is_path = not base or Path(base).expanduser().exists() or str(base).count("/") != 1 or str(base)[0] in "~./"
-    if is_path and not is_packaged(str(base)):
+    if not base or not (is_on_hub(str(base)) or is_packaged(str(base))):
         raise ValueError(
-            f"{folder}: expected the base model's name on the Hub in adapter_config.json, found {base!r}, which others "
-            "cannot load; push the base first, and give its name with --base ORG/NAME (base_model=)"
+            f"{folder}: expected the base model's name on the Hub or in the package in adapter_config.json, found "
+            f"{base!r}, which others cannot load; push the base first, and give its name with --base ORG/NAME "
+            "(base_model=)"
         )
     with _safetensors(folder / "adapter_model.safetensors"):
         pass

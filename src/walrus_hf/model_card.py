@@ -6,11 +6,11 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from .checkpoints import is_on_hub
 from .configuration_walrus import WalrusConfig
 from .data.scenarios import SCENARIOS
 from .fields import FLAG_NAMES
@@ -86,7 +86,7 @@ def adapter_card(
         base: name of the base model on the Hub, or of a checkpoint in the package.
         kind: such as "A LORA adapter of rank 8".
     """
-    on_hub = "/" in base
+    on_hub = is_on_hub(base)
     link = f"[{base}](https://huggingface.co/{base})" if on_hub else f"{base}, which comes with the package,"
     data = ModelCardData(
         library_name="peft", pipeline_tag=TASK, tags=[*TAGS, "adapter"], base_model=base if on_hub else None
@@ -221,7 +221,8 @@ def pushed_card(
     data.pipeline_tag = data.pipeline_tag or TASK
     data.tags = [*(data.tags or ()), *(tag for tag in TAGS if tag not in (data.tags or ()))]
     data.license = license or data.license
-    data.base_model = base_model or data.base_model
+    if base_model is not None:
+        data.base_model = base_model if is_on_hub(base_model) else None
     data.datasets = list(datasets) or data.datasets
     body = card.text.replace(FOLDER, repo_id)
     if results is not None:
@@ -329,10 +330,9 @@ def finetuned_card(results: Mapping[str, Any]) -> str:
     """
     settings, method = results["settings"], results["settings"]["method"]
     what = {"lora": "A LoRA adapter", "full": "A fine-tuned checkpoint", "head": "A checkpoint with a fine-tuned head"}
-    on_hub = results["base"].count("/") == 1 and not Path(results["base"]).exists()  # no folder, nothing in the package
     data = ModelCardData(
         library_name="peft" if method == "lora" else "walrus_hf",
-        base_model=results["base"] if on_hub else None,
+        base_model=results["base"] if is_on_hub(results["base"] or "") else None,
         tags=["physics", "partial-differential-equations", "surrogate-model", "walrus", *["lora"] * (method == "lora")],
     )
     told = ("method", "preset", "rank", "batch_size", "learning_rate", "normalization", "new_fields", "seed")

@@ -94,7 +94,7 @@ class WalrusPipeline:
         adapter = adapter_folder(name, revision)
         if adapter is not None:
             return cls._from_adapter(adapter, dtype, device)
-        model: Any = _load_model(name, revision or "main", dtype)
+        model: Any = load_model(name, revision or "main", dtype)
         if not Path(name_or_path).expanduser().exists():
             model.name_or_path = str(name_or_path)  # where the package lies, only this machine knows
         return cls(model.to(device), _load_processor(name, revision or "main"))
@@ -444,12 +444,21 @@ def check_model_type(name: str, revision: str | None = None) -> None:
         raise ValueError(f"{name}: expected a checkpoint of model type 'walrus', found {found!r}")
 
 
-def _load_model(name: str, revision: str, dtype: str | torch.dtype) -> WalrusForPrediction:
-    """The model, with every weight from the checkpoint: transformers would fill missing ones with random numbers."""
+def load_model(
+    name: str, revision: str = "main", dtype: str | torch.dtype = "auto", config: WalrusConfig | None = None
+) -> WalrusForPrediction:
+    """The model, with every weight from the checkpoint: transformers would fill missing ones with random numbers.
+
+    Args:
+        config: in place of the checkpoint's, with a geometry that its weights have.
+
+    Raises:
+        ValueError, FileNotFoundError: what is no whole Walrus checkpoint.
+    """
     check_model_type(name, revision)
     try:
         loaded: Any = WalrusForPrediction.from_pretrained(
-            name, revision=revision, dtype=dtype, use_safetensors=True, ignore_mismatched_sizes=True,
+            name, config=config, revision=revision, dtype=dtype, use_safetensors=True, ignore_mismatched_sizes=True,
             output_loading_info=True,
         )  # fmt: skip
     except (OSError, SafetensorError, StrictDataclassError) as error:
@@ -464,6 +473,8 @@ def _load_model(name: str, revision: str, dtype: str | torch.dtype) -> WalrusFor
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
         if report[kind]
     ]
+    if problems and config is not None:
+        raise ValueError(f"{name}: expected the weights that the given settings describe, found {'; '.join(problems)}")
     if problems:
         raise ValueError(
             f"{name}: expected the weights that its config.json describes, found {'; '.join(problems)}; "

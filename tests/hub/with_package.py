@@ -113,7 +113,7 @@ pipe.push_to_hub("lab/whole", max_shard_size="150KB")
 small = {"model_size": "tiny", "model": {**MODEL, "field2id": small_config().field2id}}
 run = PretrainingArguments(["shear_flow"], output_dir=str(folder / "run"), push_to_hub="lab/trained", **small)
 trained = WalrusForPrediction(run.config()).eval()
-written = save_model(Accelerator(cpu=True), TrainingModel(trained), run, 6, {})
+written = save_model(Accelerator(cpu=True), TrainingModel(trained), run.processor(trained.config), run, 6, {})
 found["trained loads equal"] = equal(load("lab/trained"), load(written))
 found["trained is what was trained"] = equal(load(written), WalrusPipeline(trained))
 

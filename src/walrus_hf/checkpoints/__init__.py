@@ -20,5 +20,11 @@ def locate(name_or_path: str | os.PathLike) -> str:
 
 def is_packaged(name: str | os.PathLike) -> bool:
     """Whether a checkpoint of that name comes with the package; a path that exists wins over it."""
-    packaged = HERE / name
-    return not Path(name).exists() and packaged.parent == HERE and (packaged / "config.json").is_file()
+    path = Path(name).expanduser()
+    packaged = HERE / path
+    return not path.exists() and packaged.parent == HERE and (packaged / "config.json").is_file()
+
+
+def is_on_hub(name: str) -> bool:
+    """Whether a name is that of a Hub repository, `ORG/NAME`, and no path."""
+    return name.count("/") == 1 and name[0] not in "~./" and not Path(name).expanduser().exists()

@@ -20,7 +20,7 @@ def push(
     results: Annotated[
         Path | None, typer.Option(help="results.json of `walrus-hf evaluate` for these weights, for the card.")
     ] = None,
-    base: Annotated[str | None, typer.Option(help="Base model on the Hub, ORG/NAME.")] = None,
+    base: Annotated[str | None, typer.Option(help="Base model on the Hub, ORG/NAME, or walrus-nano.")] = None,
     license: Annotated[str | None, typer.Option(help="Licence of the weights, such as cc-by-4.0.")] = None,
     dataset: Annotated[
         list[str] | None, typer.Option(help="Data set on the Hub that it was trained on. Repeatable.")

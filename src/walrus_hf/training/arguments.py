@@ -16,8 +16,11 @@ from ..checkpoints import locate
 from ..configuration_walrus import WalrusConfig
 from ..hub import check_repository_name
 from ..modeling_walrus import WalrusForPrediction
-from .plan import MODES, Mode
+from ..pipeline_walrus import check_model_type, load_model, processor_for
+from ..processing_walrus import WalrusProcessor
+from .plan import MODES, Mode, micro_batch_shape
 
+ATTENTION = "attn_implementation"  # which is no field of a configuration
 STRATEGIES = ("single", "ddp", "fsdp2", "hsdp")
 
 
@@ -81,7 +84,10 @@ class PretrainingArguments:
     )
     own_steps: int = field(
         default=1,
-        metadata={"help": "Most steps that these forecast before; drawn from 1 on. Windows are as many frames longer."},
+        metadata={
+            "help": "Most steps that these forecast before; drawn from 1 on. All windows are as many frames longer; "
+            "distances that do not fit into a trajectory any more are left out."
+        },
     )
     augment: bool = field(
         default=True, metadata={"help": "Rotate each batch; planes may come to stand anywhere in space."}
@@ -148,10 +154,16 @@ class PretrainingArguments:
         """The geometry of the model to train.
 
         Raises:
-            OSError: a `model_name_or_path` that cannot be read.
+            ValueError, FileNotFoundError: a `model_name_or_path` that holds no Walrus model; settings that there are
+                not, or that make no sense.
         """
+        unknown = set(self.model) - {setting.name for setting in dataclasses.fields(WalrusConfig)} - {ATTENTION}
+        if unknown:
+            raise ValueError(f"model: expected settings of WalrusConfig, found {', '.join(sorted(unknown))}")
         if self.model_name_or_path is not None:
-            return WalrusConfig.from_pretrained(locate(self.model_name_or_path), **self.model)
+            name = locate(self.model_name_or_path)
+            check_model_type(name)
+            return WalrusConfig(**{**WalrusConfig.from_pretrained(name).to_dict(), **self.model})
         make: dict[str, Callable[..., WalrusConfig]] = {
             "tiny": WalrusConfig.tiny,
             "half": WalrusConfig.half,
@@ -159,28 +171,27 @@ class PretrainingArguments:
         }
         return make[self.model_size](**self.model)
 
+    def processor(self, config: WalrusConfig) -> WalrusProcessor:
+        """What reads the sources and is saved with the model: its tokenization, and how the start's reads fields."""
+        made = processor_for(config)
+        if self.model_name_or_path is not None:
+            start = WalrusProcessor.from_pretrained(locate(self.model_name_or_path))
+            made.field_names, made.log_fields = start.field_names, start.log_fields
+            made.global_scales, made.hold_scales = start.global_scales, start.hold_scales
+        made.context_frames = self.frames
+        made.context_frames_3d = micro_batch_shape(self.mode, True, self.batch_size, self.frames).frames
+        made.hold_scales = made.hold_scales or self.own_forecasts > 0  # as own forecasts do in training
+        return made
+
     def first_model(self, config: WalrusConfig) -> WalrusForPrediction:
         """With random weights, or those that training starts from, in float32.
 
         Raises:
-            OSError: weights that cannot be read.
             ValueError: weights of another geometry than the configuration's.
         """
         if self.model_name_or_path is None:
             return WalrusForPrediction(config)
-        loaded: Any = WalrusForPrediction.from_pretrained(
-            locate(self.model_name_or_path), config=config, dtype=torch.float32, output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )  # fmt: skip
-        model, loading = loaded
-        misshapen = [name for name, *_ in loading["mismatched_keys"]]
-        wrong = sorted([*loading["missing_keys"], *loading["unexpected_keys"], *misshapen])
-        if wrong:
-            raise ValueError(
-                f"model: expected a geometry that the weights of {self.model_name_or_path} have, found one in which "
-                f"{len(wrong)} are missing, left over or of another shape, e.g. {wrong[0]}"
-            )
-        return model
+        return load_model(locate(self.model_name_or_path), dtype=torch.float32, config=config)
 
     @property
     def extra_frames(self) -> int:

@@ -18,7 +18,6 @@ from ..data.manifest import SUFFIXES
 from ..data.reader import BatchReader
 from ..data.source_files import locate_source, open_source
 from ..data.streams import LARGEST_BLOCK, scenario_processor
-from ..pipeline_walrus import processor_for
 from .arguments import PretrainingArguments
 from .costs import Geometry
 from .guards import substitute
@@ -67,7 +66,7 @@ def open_index(
 ) -> ScenarioIndex:
     """The windows of one split of one source, some frames longer than those of its micro-batches."""
     manifest, scenario = open_source(source, split, arguments.base_path)
-    base = processor_for(config)
+    base = arguments.processor(config)
     processor = base if scenario is None else scenario_processor(base, scenario)
     zeros = () if scenario is None else scenario.zero_fields
     name = source_name(source, arguments.sources) if scenario is None else scenario.name
@@ -77,7 +76,11 @@ def open_index(
     block_bytes = min(LARGEST_BLOCK, arguments.cache_bytes // blocks)
     strides = (arguments.stride_min, arguments.stride_max)
     frames = shape.frames + extra_frames + 1
-    return ScenarioIndex(name, manifest, frames, strides, processor, zeros, block_bytes)
+    try:
+        return ScenarioIndex(name, manifest, frames, strides, processor, zeros, block_bytes)
+    except ValueError as error:
+        note = f" (windows have {extra_frames} frames more for own_steps)" if extra_frames else ""
+        raise ValueError(f"{error}{note}") from error
 
 
 def source_name(source: str, sources: Sequence[str]) -> str:

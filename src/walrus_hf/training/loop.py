@@ -62,6 +62,7 @@ class Run:
         self.seconds, self.began = 0.0, time.perf_counter()  # trained so far: agreed over ranks, and this rank's clock
         self.topology = Topology.from_accelerator(accelerator)
         self.config = arguments.config()
+        self.processor = arguments.processor(self.config)
         set_seed(arguments.seed)
         model = TrainingModel(arguments.first_model(self.config))
         if arguments.gradient_checkpointing:
@@ -173,7 +174,7 @@ def pretrain(arguments: PretrainingArguments) -> Path:
         stopped_at, errors = train(run, stop)
     if stopped_at is None:
         with run.averaged():
-            written = save_model(accelerator, run.model, arguments, run.steps, errors)
+            written = save_model(accelerator, run.model, run.processor, arguments, run.steps, errors)
     return stopped_at or written
 
 
@@ -258,7 +259,7 @@ def train_step(run: Run, plan: WorkPlan, batches: Iterator[dict[str, Any]], step
     began, here, accelerator = time.perf_counter(), run.topology, run.accelerator
     work, group = plan.step(step), plan.group_of(here.rank)[0]
     totals = StepTotals(len(run.sources), run.config.vocab_size, plan.groups, accelerator.device)
-    clock, numbers, samples, unread = Stopwatch(accelerator.device), [], [], []
+    clock, numbers, passes, samples, unread = Stopwatch(accelerator.device), [], [], [], []
     run.model.train()
     for turn, expected in enumerate(work.groups[group]):
         batch = next(batches)
@@ -276,16 +277,17 @@ def train_step(run: Run, plan: WorkPlan, batches: Iterator[dict[str, Any]], step
             accelerator.backward(loss * (work.loss_scale * batch["weight"]))
         clock.mark()
         if batch["weight"]:
-            totals.add(expected.source, loss, channel_losses, inputs)
+            totals.add(expected.source, loss, channel_losses, inputs, is_plain=not own)
             windows = len(inputs["field_values"])
             totals.parts["work"] += torch.tensor([windows, windows * frames, 0.0]).to(totals.vector)
         else:
             totals.parts["work"][2] += 1
             unread += batch["samples"]
         numbers.append(expected.source)
+        passes.append(1 + own)
         samples += batch["samples"]
     norm, rate = _update(run, step, samples)
-    times = clock.micro_batches(last_waits=here.world_size > 1)
+    times = clock.micro_batches(passes, last_waits=here.world_size > 1)
     totals.add_times(numbers, times, group, plan.members)
     totals.parts["elapsed"] += time.perf_counter() - run.began
     sums = totals.reduce(accelerator)
@@ -356,8 +358,8 @@ def _learn(run: Run, step: int, sums: dict[str, np.ndarray], samples: list[str],
     run.unread.add(round(sums["work"][2]), step, unread)
     seconds = {}
     for number, source in enumerate(run.sources):
-        if sums["count"][number]:
-            loss = float(sums["loss"][number] / sums["count"][number])
+        if sums["plain_count"][number]:  # after own forecasts losses are larger, and would hide what is a spike
+            loss = float(sums["plain_loss"][number] / sums["plain_count"][number])
             report = run.spikes.observe(source.name, loss, step, samples)
             if report and run.accelerator.is_main_process:
                 tqdm.write(report)

@@ -48,11 +48,11 @@ class TrainingModel(nn.Module):
         return output.loss + 0.0 * tie, channel_losses, output.prediction[:, -1].detach()
 
     def _after_own_steps(self, steps: int, generator: torch.Generator | None, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The inputs of as many frames, the last of them forecast, with the scales of the given ones."""
+        """As many frames, the last of them forecast, with the scales of the given ones where the inputs have none."""
         given = mask_state(inputs["field_values"][:, :-steps], None, inputs.get("obstacle_mask"))  # (B, T, C, H, W, D)
         eps = self.model.config.scale_eps
         scales = {"value_scales": field_scales(given, eps), "change_scales": delta_scales(given, eps)}
-        held = {**{name: x for name, x in inputs.items() if name not in ("field_values", "labels")}, **scales}
+        held = {**scales, **{name: x for name, x in inputs.items() if name not in ("field_values", "labels")}}
         forecasts = list(self.model.rollout(given, num_steps=steps, generator=generator, **held))
         # Autocast keeps the weights that it has cast, here without a history: the next pass would give no gradients.
         torch.clear_autocast_cache()

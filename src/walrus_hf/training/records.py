@@ -27,23 +27,28 @@ class StepTotals:
         device: where losses are summed up, so that nothing waits for them.
 
     Attributes:
-        parts: views of the one vector that is reduced: `loss` and `count` (sources,), `seconds` and `timed` (sources,),
-            `field_loss` and `field_count` (fields,), `group_seconds` (groups,), `work` (samples, frames, unread),
-            `elapsed` seconds of the run.
+        parts: views of the one vector that is reduced: `loss` and `count` (sources,), `plain_loss` and `plain_count`
+            (sources,) of micro-batches without own forecasts, `seconds` and `timed` (sources,), `field_loss` and
+            `field_count` (fields,), `group_seconds` (groups,), `work` (samples, frames, unread), `elapsed` seconds of
+            the run.
     """
 
     def __init__(self, sources: int, fields: int, groups: int, device: torch.device) -> None:
         self.sizes = {
-            "loss": sources, "count": sources, "seconds": sources, "timed": sources, "field_loss": fields,
-            "field_count": fields, "group_seconds": groups, "work": 3, "elapsed": 1,
+            "loss": sources, "count": sources, "plain_loss": sources, "plain_count": sources, "seconds": sources,
+            "timed": sources, "field_loss": fields, "field_count": fields, "group_seconds": groups, "work": 3,
+            "elapsed": 1,
         }  # fmt: skip
         self.vector = torch.zeros(sum(self.sizes.values()), dtype=torch.float64, device=device)
         self.parts = dict(zip(self.sizes, self.vector.split(list(self.sizes.values()))))
 
-    def add(self, number: int, loss: Tensor, channel_losses: Tensor, inputs: Mapping[str, Tensor]) -> None:
-        """A micro-batch that was read; `channel_losses` (C,)."""
-        self.parts["loss"][number] += loss.detach()
-        self.parts["count"][number] += 1
+    def add(
+        self, number: int, loss: Tensor, channel_losses: Tensor, inputs: Mapping[str, Tensor], is_plain: bool = True
+    ) -> None:
+        """A micro-batch that was read; `channel_losses` (C,). A plain one starts from given frames."""
+        for part in ("", "plain_") if is_plain else ("",):
+            self.parts[f"{part}loss"][number] += loss.detach()
+            self.parts[f"{part}count"][number] += 1
         kept = (~inputs["padded_channels"][0]).double()
         ids = inputs["field_ids"][0]
         self.parts["field_loss"].index_add_(0, ids, channel_losses.double() * kept)
@@ -76,10 +81,11 @@ class Stopwatch:
         else:
             self.marks.append(time.perf_counter())
 
-    def micro_batches(self, last_waits: bool) -> list[float]:
+    def micro_batches(self, passes: Sequence[int], last_waits: bool) -> list[float]:
         """Seconds of each micro-batch, from marks before it, after its forward and after its backward pass.
 
         Args:
+            passes: forward passes of each, of which the last one has gradients.
             last_waits: the last backward pass also averages gradients over ranks, and so waits for them: its time is
                 taken from its forward pass and the proportion of the others. The device must be done with the step.
         """
@@ -87,8 +93,9 @@ class Stopwatch:
         forward = [self._between(a, b) for a, b in zip(before, middle)]
         backward = [self._between(a, b) for a, b in zip(middle, after)]
         if last_waits:
-            others = math.fsum(forward[:-1])
-            backward[-1] = forward[-1] * (math.fsum(backward[:-1]) / others if others else BACKWARD)
+            one = [spent / count for spent, count in zip(forward, passes, strict=True)]
+            others = math.fsum(one[:-1])
+            backward[-1] = one[-1] * (math.fsum(backward[:-1]) / others if others else BACKWARD)
         return [a + b for a, b in zip(forward, backward)]
 
     def _between(self, first: Any, second: Any) -> float:

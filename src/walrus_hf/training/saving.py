@@ -9,10 +9,10 @@ from accelerate import Accelerator
 from huggingface_hub import ModelCard, ModelCardData
 from torch import nn
 
-from ..checkpoints import locate
+from ..checkpoints import is_on_hub
 from ..hub import prepare_upload, push
 from ..modeling_walrus import WalrusForPrediction
-from ..pipeline_walrus import WalrusPipeline, processor_for
+from ..pipeline_walrus import WalrusPipeline
 from ..processing_walrus import WalrusProcessor
 from .arguments import PretrainingArguments
 from .batches import source_name
@@ -35,8 +35,8 @@ forecast = pipe.predict(load_well("simulation.hdf5", frames={{ frames }}), predi
 
 ## Training
 
-{{ steps }} optimiser steps on {{ sources }}; mode `{{ mode }}`, seed {{ seed }}, learning rate {{ rate }}, batch
-{{ batch }}, {{ frames }} input frames ({{ frames_3d }} of volumes).
+{{ steps }} optimiser steps{{ start }} on {{ sources }}; mode `{{ mode }}`, seed {{ seed }}, learning rate {{ rate }},
+batch {{ batch }}, {{ frames }} input frames ({{ frames_3d }} of volumes).
 
 ## One-step error on held-out windows
 
@@ -53,6 +53,7 @@ McCabe et al., Walrus: A Cross-Domain Foundation Model for Continuum Dynamics, a
 def save_model(
     accelerator: Accelerator,
     model: nn.Module,
+    processor: WalrusProcessor,
     arguments: PretrainingArguments,
     steps: int,
     errors: Mapping[str, Mapping[str, float]],
@@ -61,6 +62,7 @@ def save_model(
 
     Args:
         model: prepared; a module that holds the Walrus model as `model`.
+        processor: `arguments.processor`.
         steps: that it was trained for.
         errors: of the last validation, for the card.
 
@@ -70,12 +72,8 @@ def save_model(
     folder = Path(arguments.output_dir) / "model"
     weights = accelerator.get_state_dict(model)
     if accelerator.is_main_process:
-        bare = WalrusForPrediction(arguments.config())
+        bare = WalrusForPrediction(accelerator.unwrap_model(model).model.config)
         bare.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()})
-        start = arguments.model_name_or_path
-        processor = WalrusProcessor.from_pretrained(locate(start)) if start else processor_for(bare.config)
-        processor.context_frames = arguments.frames
-        processor.context_frames_3d = _context(arguments)
         WalrusPipeline(bare, processor).save_pretrained(folder)
         (folder / "README.md").write_text(trained_card(arguments, steps, errors), encoding="utf-8")
     accelerator.wait_for_everyone()  # for the folder, but not for the Hub, which may refuse
@@ -89,12 +87,15 @@ def trained_card(arguments: PretrainingArguments, steps: int, errors: Mapping[st
     names = [source_name(source, arguments.sources) for source in arguments.sources]
     rows = [f"| {name} | {error['vrmse']:.4f} | {error['persistence']:.4f} |" for name, error in errors.items()]
     table = "\n".join(["| scenario | model | persistence |", "|---|---|---|", *rows]) if rows else "Not measured."
+    start = arguments.model_name_or_path
     data = ModelCardData(
-        library_name="walrus_hf", tags=["physics", "partial-differential-equations", "surrogate-model", "walrus"]
-    )
+        library_name="walrus_hf", tags=["physics", "partial-differential-equations", "surrogate-model", "walrus"],
+        base_model=start if start and is_on_hub(start) else None,
+    )  # fmt: skip
     card = ModelCard.from_template(
         data, template_str=CARD, title=f"Walrus, trained on {len(names)} scenarios", frames=arguments.frames,
-        frames_3d=_context(arguments), steps=steps, sources=", ".join(f"`{name}`" for name in names),
+        frames_3d=_context(arguments), steps=steps,
+        start=f" from the weights of `{start}`" if start else "", sources=", ".join(f"`{name}`" for name in names),
         mode=arguments.mode, seed=arguments.seed, rate=arguments.learning_rate, batch=arguments.batch_size, table=table,
     )  # fmt: skip
     return str(card)

@@ -136,6 +136,9 @@ def test_an_adapter_of_a_packaged_checkpoint_names_it_and_links_to_nothing(folde
     assert json.loads(upload.files["adapter_config.json"])["base_model_name_or_path"] == "walrus-nano"
     assert ModelCard(upload.card).data.base_model is None
     assert "A LORA adapter of rank 2 of walrus-nano, which comes with the package, for `walrus_hf`" in upload.card
+    (folder / "adapter" / "README.md").write_text("---\nbase_model: lab/base\n---\n\n# Mine\n")
+    upload = prepare_upload(folder / "adapter", "lab/adapter", base_model="walrus-nano")
+    assert ModelCard(upload.card).data.base_model is None
     (tmp_path / "walrus-nano").mkdir()  # a folder of that name is meant then, which nobody else has
     with pytest.raises(ValueError, match="expected the base model's name on the Hub"):
         prepare_upload(folder / "adapter", "lab/adapter", base_model="walrus-nano")

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 
 pytest.importorskip("accelerate")
@@ -26,7 +27,7 @@ from walrus_hf.data.reader import BatchReader
 from walrus_hf.hub import Upload
 from walrus_hf.training import loop, objective, saving
 from walrus_hf.training.batches import open_validation
-from walrus_hf.training.guards import TooManyReaderErrors, TrainingDiverged
+from walrus_hf.training.guards import SpikeWatch, TooManyReaderErrors, TrainingDiverged
 from walrus_hf.training.optim import published_schedule
 from walrus_hf.training.records import read_metrics
 from walrus_hf.training.validation import Validation, prepare_inputs
@@ -217,23 +218,85 @@ def test_a_share_of_the_micro_batches_is_trained_after_own_steps(folder, tmp_pat
     assert set(found[1.0]) == {1, 2}
 
 
+def test_losses_after_own_forecasts_are_no_spikes(folder, tmp_path, monkeypatch):
+    given, judged, observe = [], [], SpikeWatch.observe
+    forward = objective.TrainingModel.forward
+
+    def recorded(self, own_steps=0, generator=None, **inputs):
+        loss, *rest = forward(self, own_steps, generator, **inputs)
+        if self.training:
+            given.append((own_steps, loss.item()))
+        return loss, *rest
+
+    def judging(self, scenario, loss, *others):
+        judged.append(loss)
+        return observe(self, scenario, loss, *others)
+
+    monkeypatch.setattr(objective.TrainingModel, "forward", recorded)
+    monkeypatch.setattr(SpikeWatch, "observe", judging)
+    one = {"sources": [str(folder / "data" / "plane")], "gradient_accumulation_steps": 1}
+    loop.pretrain(settings(folder / "data", tmp_path, own_forecasts=0.5, own_steps=2, max_steps=8, **one))
+    plain = [loss for own, loss in given if own == 0]
+    assert 0 < len(plain) < len(given) == 8
+    assert judged == pytest.approx(plain)
+
+
 def test_training_goes_on_from_the_weights_of_another_run_with_its_processor(folder, tmp_path):
     started = WalrusPipeline.from_pretrained(folder / "straight" / "model", device="cpu")
-    started.processor.hold_scales = True
+    started.processor.field_names, started.processor.hold_scales = {"p": "pressure"}, True
     started.save_pretrained(tmp_path / "first")
-    changes = {"model_name_or_path": str(tmp_path / "first"), "model": {"drop_path_rate": 0.1}, "learning_rate": 0.0}
-    loop.pretrain(settings(folder / "data", tmp_path / "more", max_steps=1, **changes))
+    changes = {"model_name_or_path": str(tmp_path / "first"), "learning_rate": 0.0, "max_steps": 1}
+    model = {"drop_path_rate": 0.1, "tokens_per_axis": 2, "jitter": False}
+    loop.pretrain(settings(folder / "data", tmp_path / "more", model=model, **changes))
     pipe = WalrusPipeline.from_pretrained(tmp_path / "more" / "model", device="cpu")
     assert_same(pipe.model.state_dict(), started.model.state_dict())
     assert pipe.model.config.drop_path_rate == 0.1
+    assert (pipe.model.config.tokens_per_axis, pipe.processor.tokens_per_axis) == (2, 2)
+    assert not pipe.processor.jitter
+    assert pipe.processor.field_names == {"p": "pressure"}
     assert pipe.processor.hold_scales
+    card = (tmp_path / "more" / "model" / "README.md").read_text()
+    assert f"1 optimiser steps from the weights of `{tmp_path / 'first'}` on" in card
+
+
+@pytest.mark.parametrize(("share", "held"), [(0.0, False), (0.5, True)])
+def test_scales_are_held_in_forecasts_as_they_were_before_the_loss(tmp_path, share, held):
+    arguments = settings(tmp_path, tmp_path, own_forecasts=share)
+    assert arguments.processor(arguments.config()).hold_scales == held
 
 
 @pytest.mark.parametrize("change", [{"num_hidden_layers": 3}, {"hidden_size": 64}, {"num_hidden_layers": 1}])
 def test_weights_of_another_geometry_are_refused(folder, tmp_path, change):
     start = {"model_name_or_path": str(folder / "straight" / "model"), "model": change}
-    with pytest.raises(ValueError, match=r"model: expected a geometry that the weights of .* have, found one in which"):
+    with pytest.raises(ValueError, match="expected the weights that the given settings describe, found "):
         loop.pretrain(settings(folder / "data", tmp_path, **start))
+
+
+@pytest.mark.parametrize("start", [None, "straight/model"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"drop_path_rat": 0.1}, "model: expected settings of WalrusConfig, found drop_path_rat"),
+        ({"drop_path_rate": 5.0}, "drop_path_rate"),
+        ({"tokens_per_axis": 0}, "tokens_per_axis"),
+    ],
+)
+def test_settings_of_the_model_that_make_no_sense_are_refused_with_a_start_and_without(folder, start, change, message):
+    named = None if start is None else str(folder / start)
+    with pytest.raises((ValueError, StrictDataclassError), match=message):
+        settings(folder, folder, model_name_or_path=named, model=change).config()
+
+
+def test_a_start_that_is_not_there_is_refused(folder):
+    with pytest.raises(FileNotFoundError, match=r"\./gone: expected the folder of a checkpoint, found none"):
+        settings(folder, folder, model_name_or_path="./gone").config()
+
+
+def test_trajectories_that_are_too_short_for_own_steps_are_refused_with_the_reason(folder):
+    arguments = settings(folder / "data", folder, own_forecasts=0.5, own_steps=9)
+    message = r"expected at least 14 frames a trajectory, found 12 .* \(windows have 9 frames more for own_steps\)"
+    with pytest.raises(ValueError, match=message):
+        loop.open_indexes(arguments, arguments.config())
 
 
 def test_a_checkpoint_of_another_plan_is_refused(folder, tmp_path):

@@ -41,10 +41,26 @@ def test_own_steps_are_a_rollout_with_held_scales_before_the_loss(steps):
     assert model.training
 
 
-def test_own_steps_leave_no_weight_without_a_gradient_under_autocast():
+def test_given_scales_win_over_those_of_the_frames():
+    model = small_model()
+    training, inputs = TrainingModel(model), small_inputs(frames=4, labels=True)
+    inputs["plan"] = model.model.make_plan(inputs["field_values"])
+    scales = {"value_scales": torch.full((2, 3), 7.0), "change_scales": torch.full((2, 3), 3.0)}
+    calls = []
+    model.register_forward_hook(lambda *call: calls.append(call[2]), with_kwargs=True)
+    training(own_steps=2, **inputs, **scales)
+    assert len(calls) == 3
+    assert all(torch.equal(call[name], scales[name]) for call in calls for name in scales)
+
+
+def test_own_steps_leave_no_weight_without_a_gradient_under_autocast(monkeypatch):
+    """Older torch shares casts between passes, and those of the forecasts have no history; so they must be gone."""
+    cleared, clear = [], torch.clear_autocast_cache
+    monkeypatch.setattr(torch, "clear_autocast_cache", lambda: (cleared.append(True), clear()))
     training, inputs = TrainingModel(small_model()).train(), small_inputs(frames=4, labels=True)
     inputs["plan"] = training.model.model.make_plan(inputs["field_values"])
     with torch.autocast("cpu", torch.bfloat16):
         training(own_steps=2, **inputs)[0].backward()
     norms = [p.grad.norm() for p in training.model.model.layers.parameters() if p.ndim == 2]
     assert min(norms) > 0
+    assert cleared

@@ -34,8 +34,7 @@ def acoustic_scattering(
     dt: float = 0.01,
     boundary_conditions: Mapping[str, Any] = SIDES,
 ) -> Trajectory:
-    """Rings of pressure in two media side by side, between reflecting walls in x and, if not told otherwise, open sides
-    in y.
+    """Rings of pressure in two media side by side, by default between reflecting walls in x and open sides in y.
 
     Media, where they meet and the rings come from the seed. In each medium the density is constant, a slope, a bump or
     smooth noise. x runs from -1 to 1 and cells are square, so y runs from `-W / H` to `W / H`. Equations, bulk modulus

@@ -139,14 +139,11 @@ class PretrainingArguments:
             raise ValueError(f"tokens: expected one number or more, each at least 1, found {self.tokens}")
         if not 0 <= self.own_forecasts <= 1:
             raise ValueError(f"own_forecasts: expected a share between 0 and 1, found {self.own_forecasts}")
-        least = {"max_steps": 1, "gradient_accumulation_steps": 1, "batch_size": 1, "frames": 2, "save_steps": 1}
-        for name, bound in {
-            **least,
-            "stride_min": 1,
-            "own_steps": 1,
-            "keep_checkpoints": 1,
-            "validation_batches": 1,
-        }.items():
+        least = {
+            "max_steps": 1, "gradient_accumulation_steps": 1, "batch_size": 1, "frames": 2, "own_steps": 1,
+            "save_steps": 1, "stride_min": 1, "keep_checkpoints": 1, "validation_batches": 1,
+        }  # fmt: skip
+        for name, bound in least.items():
             if vars(self)[name] < bound:
                 raise ValueError(f"{name}: expected at least {bound}, found {vars(self)[name]}")
 

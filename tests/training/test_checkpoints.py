@@ -242,8 +242,8 @@ def test_one_process_resumes_what_two_have_saved_to_rounding(two):
     assert int(run.average.updates) == 4
     run.train(two_ranks.STEPS)
     straight = torch.load(folder / "straight.pt")
-    # What is added to all keys changes no attention. Its gradient is zero but for rounding, which Adam scales up to full
-    # steps, so it ends wherever the machine's rounding takes it.
+    # What is added to all keys changes no attention. Its gradient is zero but for rounding, which Adam scales up to
+    # full steps, so it ends wherever the machine's rounding takes it.
     idle = "layers.0.space_mixing.k_norm.bias"
     found = {name: value for name, value in run.parameters().items() if name != idle}
     assert two_ranks.distance(found, straight) < 1e-5 * two_ranks.distance(before, straight)

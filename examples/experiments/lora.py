@@ -4,10 +4,10 @@
     OMP_NUM_THREADS=1 python examples/experiments/lora.py --output runs/lora-tiny --tiny   # does it run?
 
 Blasts of gas in a closed box: the training of walrus-nano had gas in boxes with all kinds of sides, in quadrants of
-constant states, but no blasts. All weights, a LoRA adapter on all linear maps, the decoder
-alone, and all weights from scratch, with 4, 16 and 64 trajectories, two seeds, and equally many steps. The learning
-rate of each is chosen on the validation split with 16 trajectories. The same command goes on after a stop. transfer.py
-asks the same of a base that it pretrains itself.
+constant states, but no blasts. All weights, a LoRA adapter on all linear maps, the decoder alone, and all weights from
+scratch, with 4, 16 and 64 trajectories, two seeds, and equally many steps. The learning rate of each is chosen on the
+validation split with 16 trajectories. The same command goes on after a stop. transfer.py asks the same of a base that
+it pretrains itself.
 """
 
 import argparse

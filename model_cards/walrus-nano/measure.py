@@ -48,13 +48,11 @@ from walrus_hf.evaluation.baselines import load_baseline
 from walrus_hf.evaluation.forecasters import describe_model
 from walrus_hf.evaluation.results import write_json
 from walrus_hf.evaluation.sources import CONTEXT_FRAMES
-from walrus_hf.pipeline_walrus import processor_for
 from walrus_hf.plotting import animate
 from walrus_hf.training.arguments import PretrainingArguments, read_recipe
 from walrus_hf.training.checkpoints import AVERAGES, latest_checkpoint, verify_checkpoint
 from walrus_hf.training.objective import TrainingModel
 from walrus_hf.training.optim import ExponentialAverage
-from walrus_hf.training.plan import micro_batch_shape
 from walrus_hf.training.records import read_metrics
 
 HERE = Path(__file__).parent
@@ -68,7 +66,6 @@ UNSEEN_TRAJECTORIES = 4
 OF_EQUAL_BUDGET = "walrus_of_equal_budget"  # what the card calls the model of an evaluation of baselines
 FILM = "0/shear_flow"  # whose first test trajectory is shown
 FILM_STEPS = 16
-HOLD_SCALES = True  # through a forecast: examples/experiments/holding.md
 KEPT = ("median", "median_low", "median_high", "mean", "mean_low", "mean_high")
 
 
@@ -147,12 +144,8 @@ def pack(checkpoint: Path, arguments: PretrainingArguments, folder: Path) -> Pat
     training = TrainingModel(WalrusForPrediction(arguments.config()))
     average = ExponentialAverage(training, arguments.ema_decay or 0.5)
     dcp.load(average.state_dict(), checkpoint_id=checkpoint / AVERAGES)
-    processor = processor_for(training.model.config)
-    shape = micro_batch_shape(arguments.mode, True, arguments.batch_size, arguments.frames)
-    processor.context_frames, processor.context_frames_3d = arguments.frames, shape.frames
-    processor.hold_scales = HOLD_SCALES
     with average.swap():
-        WalrusPipeline(training.model, processor).save_pretrained(folder)
+        WalrusPipeline(training.model, arguments.processor(training.model.config)).save_pretrained(folder)
         stored = {name: value.to(torch.bfloat16).contiguous() for name, value in training.model.state_dict().items()}
     save_file(stored, folder / "model.safetensors", {"format": "pt"})
     return folder

@@ -1,6 +1,5 @@
 """Times of micro-batches, where the last one waits for others."""
 
-import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -28,6 +27,6 @@ def test_the_last_backward_pass_is_taken_from_its_forward_pass_and_the_others(
     clock = iter(times)
     monkeypatch.setattr(records, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
     watch = records.Stopwatch(torch.device("cpu"))
-    for _ in itertools.repeat(None, len(times)):
+    for _ in times:
         watch.mark()
     assert watch.micro_batches(passes, last_waits=waits) == pytest.approx(expected)

@@ -18,6 +18,7 @@ from ..data.manifest import SUFFIXES
 from ..data.reader import BatchReader
 from ..data.source_files import locate_source, open_source
 from ..data.streams import LARGEST_BLOCK, scenario_processor
+from ..processing_walrus import WalrusProcessor
 from .arguments import PretrainingArguments
 from .costs import Geometry
 from .guards import substitute
@@ -34,8 +35,9 @@ def open_indexes(arguments: PretrainingArguments, config: WalrusConfig) -> list[
         FileNotFoundError, OSError, ValueError: a source that cannot be read, is too short, or holds unknown fields; two
             sources of one name.
     """
+    base = arguments.processor(config)
     found = [
-        open_index(arguments, config, source, arguments.split, arguments.extra_frames) for source in arguments.sources
+        open_index(arguments, base, source, arguments.split, arguments.extra_frames) for source in arguments.sources
     ]
     names = [index.name for index in found]
     for name in names:
@@ -46,7 +48,7 @@ def open_indexes(arguments: PretrainingArguments, config: WalrusConfig) -> list[
 
 def open_validation(arguments: PretrainingArguments, config: WalrusConfig) -> list[ScenarioIndex]:
     """The same of the validation split, for those sources that have one."""
-    found = []
+    base, found = arguments.processor(config), []
     for source in arguments.sources:
         folders = [
             locate_source(source, split, arguments.base_path).folders
@@ -55,18 +57,17 @@ def open_validation(arguments: PretrainingArguments, config: WalrusConfig) -> li
         if folders[0] == folders[1]:  # a file, or a folder without splits
             continue
         try:
-            found.append(open_index(arguments, config, source, arguments.validation_split))
+            found.append(open_index(arguments, base, source, arguments.validation_split))
         except FileNotFoundError as error:
             warnings.warn(f"{source}: not validated, {error}", stacklevel=2)
     return found
 
 
 def open_index(
-    arguments: PretrainingArguments, config: WalrusConfig, source: str, split: str, extra_frames: int = 0
+    arguments: PretrainingArguments, base: WalrusProcessor, source: str, split: str, extra_frames: int = 0
 ) -> ScenarioIndex:
     """The windows of one split of one source, some frames longer than those of its micro-batches."""
     manifest, scenario = open_source(source, split, arguments.base_path)
-    base = arguments.processor(config)
     processor = base if scenario is None else scenario_processor(base, scenario)
     zeros = () if scenario is None else scenario.zero_fields
     name = source_name(source, arguments.sources) if scenario is None else scenario.name

@@ -16,7 +16,6 @@ from ..pipeline_walrus import WalrusPipeline
 from ..processing_walrus import WalrusProcessor
 from .arguments import PretrainingArguments
 from .batches import source_name
-from .plan import micro_batch_shape
 
 CARD = """---
 {{ card_data }}
@@ -75,14 +74,19 @@ def save_model(
         bare = WalrusForPrediction(accelerator.unwrap_model(model).model.config)
         bare.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()})
         WalrusPipeline(bare, processor).save_pretrained(folder)
-        (folder / "README.md").write_text(trained_card(arguments, steps, errors), encoding="utf-8")
+        (folder / "README.md").write_text(trained_card(arguments, processor, steps, errors), encoding="utf-8")
     accelerator.wait_for_everyone()  # for the folder, but not for the Hub, which may refuse
     if accelerator.is_main_process and arguments.push_to_hub:
         push(prepare_upload(folder, arguments.push_to_hub))
     return folder
 
 
-def trained_card(arguments: PretrainingArguments, steps: int, errors: Mapping[str, Mapping[str, float]]) -> str:
+def trained_card(
+    arguments: PretrainingArguments,
+    processor: WalrusProcessor,
+    steps: int,
+    errors: Mapping[str, Mapping[str, float]],
+) -> str:
     """What was trained on what, and how well it forecasts there."""
     names = [source_name(source, arguments.sources) for source in arguments.sources]
     rows = [f"| {name} | {error['vrmse']:.4f} | {error['persistence']:.4f} |" for name, error in errors.items()]
@@ -94,12 +98,8 @@ def trained_card(arguments: PretrainingArguments, steps: int, errors: Mapping[st
     )  # fmt: skip
     card = ModelCard.from_template(
         data, template_str=CARD, title=f"Walrus, trained on {len(names)} scenarios", frames=arguments.frames,
-        frames_3d=_context(arguments), steps=steps,
+        frames_3d=processor.context_frames_3d, steps=steps,
         start=f" from the weights of `{start}`" if start else "", sources=", ".join(f"`{name}`" for name in names),
         mode=arguments.mode, seed=arguments.seed, rate=arguments.learning_rate, batch=arguments.batch_size, table=table,
     )  # fmt: skip
     return str(card)
-
-
-def _context(arguments: PretrainingArguments) -> int:
-    return micro_batch_shape(arguments.mode, True, arguments.batch_size, arguments.frames).frames

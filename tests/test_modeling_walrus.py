@@ -250,6 +250,33 @@ def test_drop_path_acts_in_training_only_and_drops_whole_samples():
     assert {tuple(sample.unique().tolist()) for sample in dropped} == {(0.0,), (2.0,)}
 
 
+@pytest.mark.parametrize("grid", GRIDS, ids=["2D", "3D"])
+def test_what_training_computes_again_has_the_gradients_of_what_it_would_have_kept(grid, monkeypatch):
+    model, inputs = small_model(drop_path_rate=0.0, jitter=False), small_inputs(grid, labels=True, sides=WALL_OPEN)
+    calls = []
+    for layer in model.model.layers:
+        for linear in (layer.time_attention.q_proj, layer.space_mixing.up_proj, layer.space_mixing.q_proj):
+            linear.register_forward_pre_hook(lambda module, _: calls.append(module))
+
+    def run() -> dict:
+        model.zero_grad()
+        calls.clear()
+        model(**inputs).loss.backward()
+        return gradients(model)
+
+    kept = run()
+    assert len(calls) == 3 * len(model.model.layers)
+    model.train()
+    run()
+    assert len(calls) == 3 * len(model.model.layers)  # little is kept
+    monkeypatch.setattr("walrus_hf.layers.RECOMPUTED_FROM", 0)
+    again = run()
+    assert len(calls) == 5 * len(model.model.layers)  # space attention stays
+    assert kept.keys() == again.keys()
+    for name, gradient in kept.items():
+        torch.testing.assert_close(again[name], gradient, rtol=1e-6, atol=1e-9, msg=name)
+
+
 def test_gradient_checkpointing_can_keep_what_space_attention_found():
     model = small_model(drop_path_rate=0.4, jitter=False).train()
     inputs = small_inputs(batch=2, labels=True)
@@ -285,7 +312,7 @@ def test_gradient_checkpointing_can_keep_what_space_attention_found():
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
 @pytest.mark.parametrize("grid", GRIDS, ids=["2D", "3D"])
-def test_gradient_checkpointing_gives_the_same_gradients(use_reentrant, grid):
+def test_gradient_checkpointing_gives_the_same_gradients(use_reentrant, grid, monkeypatch):
     """With drop path and jitter on: what was drawn in the forward pass must be replayed in the backward pass."""
     model = small_model(drop_path_rate=0.4, jitter=True).train()
     inputs = small_inputs(grid, batch=4, labels=True, sides=WALL_OPEN)
@@ -302,6 +329,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(use_reentrant, grid):
     dropped_otherwise = model(**inputs, generator=torch.Generator().manual_seed(5)).loss
     assert not torch.equal(dropped_otherwise, plain_loss)  # drop path does act here
     model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    monkeypatch.setattr("walrus_hf.layers.RECOMPUTED_FROM", 0)  # once more inside of it, as in large models
     loss, checkpointed = run()
     # Reentrant checkpointing runs forward without gradients, where torch takes another kernel for time attention.
     torch.testing.assert_close(loss, plain_loss, rtol=1e-6, atol=0)

@@ -3,11 +3,13 @@
 Shapes: B batch, T frames, S tokens of a frame, N heads, E head size.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -116,6 +118,23 @@ def apply_rotary(x: Tensor, table: Tensor) -> Tensor:
     else:  # one pass over memory
         turned = torch.view_as_real(torch.view_as_complex(table) * torch.view_as_complex(pairs))
     return turned.flatten(-2).to(x.dtype)
+
+
+# Numbers in the token stream from which on training keeps less. Of smaller ones a step takes little memory anyway, and
+# computing twice what the caches hold costs a sixth of its time.
+RECOMPUTED_FROM = 2**21
+
+
+def recompute(module: nn.Module, function: Callable[..., Tensor], x: Tensor, *arguments: int) -> Tensor:
+    """`function(x, ...)` of a module in training; what it needs for the backward pass is computed again there.
+
+    Kept, it would take more memory than all else in a block. Compilers decide by themselves what they keep.
+    """
+    if not module.training or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return function(x, *arguments)
+    if x.numel() < RECOMPUTED_FROM:
+        return function(x, *arguments)
+    return checkpoint(function, x, *arguments, use_reentrant=False)
 
 
 class WalrusAttention(nn.Module):
@@ -228,6 +247,8 @@ class WalrusSpaceMixing(WalrusAttention):
     def forward(self, hidden_states: Tensor, positions: Sequence[Tensor], **kwargs) -> tuple[Tensor, Tensor | None]:
         """`(B, T, S, hidden)` -> the same, and the attention weights `(B * T, N, S, S)` where eager attention runs."""
         x = self.norm(hidden_states)
+        # Before attention: backward comes here last, when what attention kept is gone.
+        gated = recompute(self, self.mlp, x)
         table = rotary_table(self.frequencies(positions[0]), positions, self.num_heads, self.head_dim)
 
         def per_frame(heads: Tensor) -> Tensor:  # (B, T, S, N, E) -> (B * T, N, S, E)
@@ -237,8 +258,10 @@ class WalrusSpaceMixing(WalrusAttention):
         key = apply_rotary(per_frame(self.k_norm(self.split_heads(self.k_proj(x)))), table)
         value = per_frame(self.split_heads(self.v_proj(x)))
         attended, weights = self.attend(query, key, value, None, **kwargs)  # (B * T, S, N, E)
-        attended = self.o_proj(attended.reshape(x.shape))
-        return attended + self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x)), weights
+        return self.o_proj(attended.reshape(x.shape)) + gated, weights
+
+    def mlp(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
 
 
 class WalrusBlock(GradientCheckpointingLayer):
@@ -263,7 +286,9 @@ class WalrusBlock(GradientCheckpointingLayer):
         Only time attention mixes frames, so whoever needs the last frames alone skips the work of the others.
         """
         keep = frames_to_keep or hidden_states.shape[1]
-        mixed = self.time_attention(hidden_states, keep, cache, **kwargs)
+        attention = functools.partial(self.time_attention, cache=cache, **kwargs)
+        # A cache must not be extended again.
+        mixed = recompute(self, attention, hidden_states, keep) if cache is None else attention(hidden_states, keep)
         hidden_states = hidden_states[:, -keep:] + self.drop_path(mixed)
         mixed, _ = self.space_mixing(hidden_states, positions, **kwargs)
         return hidden_states + self.drop_path(mixed)

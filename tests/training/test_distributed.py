@@ -101,8 +101,8 @@ def test_four_processes_find_their_places_under_every_strategy(four):
 def test_gradients_of_groups_that_shard_equal_those_of_one_process(folder, four, tmp_path, monkeypatch, name):
     """With drop path; `clipped` with gradient checkpointing, which the one process does without.
 
-    `apart`: one group has a plane, the other a volume, so they use different parameters. `own`: some micro-batches
-    begin with forecasts, in bf16.
+    `apart`: one group has a plane, the other a volume, so they use different parameters. Both compute parts of a block
+    again, as large models do. `own`: some micro-batches begin with forecasts, in bf16.
     """
     changes = {"mode": "variable"} if name == "unequal" else {}
     if name in ("apart", "unread"):

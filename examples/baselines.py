@@ -9,6 +9,11 @@ On several data sets at once, with the geometry of a recipe for Walrus; what is 
     python examples/baselines.py --data runs/nano/data/0/{wave,shear_flow,gray_scott} --split test \\
         --recipe examples/configs/nano.yaml --output runs/baselines-nano --seconds 300
 
+Beside a Walrus that is trained already, which is not trained again:
+
+    python examples/baselines.py --data runs/nano/data/0/{wave,shear_flow,gray_scott} --split test \\
+        --model walrus-nano --networks unet --frames 4 --seconds 4560 --bfloat16 --output runs/baselines-long
+
 A smaller and quicker one, on waves that it simulates itself:
 
     python examples/baselines.py --tiny --output runs/baselines-tiny
@@ -42,8 +47,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", help="folders in The Well's layout, all planes or all volumes")
     parser.add_argument("--recipe", type=Path, help="of a pretraining, for the geometry of Walrus; else tiny")
+    parser.add_argument("--model", help="a Walrus that is trained already, in place of one that is trained here")
+    parser.add_argument("--networks", nargs="*", choices=ARCHITECTURES, default=ARCHITECTURES, help="to train")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=300.0, help="of training, for each")
+    parser.add_argument(
+        "--seconds", type=float, default=300.0, help="of training, for each; on a CPU of its cores, added up"
+    )
+    parser.add_argument("--bfloat16", action="store_true", help="mixed precision in training, where that is faster")
     parser.add_argument("--frames", type=int, default=6, help="of the input")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--modes", type=int, help="of the Fourier operators, along each axis")
@@ -57,27 +67,26 @@ def main() -> None:
     elif arguments.data is None:
         parser.error("expected --data FOLDER or --tiny")
 
-    pipe = untrained(arguments)
+    trained = arguments.model or (arguments.output / "walrus" if (arguments.output / "walrus").is_dir() else None)
+    pipe = WalrusPipeline.from_pretrained(trained) if trained else untrained(arguments)
     model = pipe.model
     # Principal components need one time step, so all get the same. Batches are those of the model's vocabulary.
     stream = load_stream(
         arguments.data, frames=arguments.frames + 1, stride_range=(1, 1), batch_size=arguments.batch_size,
         processor=pipe.processor,
     )  # fmt: skip
-    if (arguments.output / "walrus").is_dir():
-        pipe = WalrusPipeline.from_pretrained(arguments.output / "walrus", device=model.device)
-    else:
-        rows = train(model, stream, arguments.seconds, learning_rate=3e-3, muon=True)  # as in its recipes
+    if not trained:  # with the rates of its recipes
+        rows = train(model, stream, arguments.seconds, learning_rate=3e-3, muon=True, bfloat16=arguments.bfloat16)
         print(f"walrus: {parameter_count(model)} parameters, {len(rows)} steps")
         pipe.save_pretrained(arguments.output / "walrus")
 
     baselines = {name: load_baseline(name) for name in ("linear_extrapolation", "dmd")}
     layout = FieldLayout.of_stream(stream, pipe.processor, batches=16 * len(arguments.data))
-    for name in ARCHITECTURES:
+    for name in arguments.networks:
         if not (arguments.output / name).is_dir():
             network = NeuralBaseline.of_equal_size(name, model, layout, arguments.modes, processor=pipe.processor)
-            network.fit(stream, arguments.seconds)
-            print(f"{name}: {network.parameters} parameters, {len(network.log)} steps", network.settings)
+            network.fit(stream, arguments.seconds, bfloat16=arguments.bfloat16)
+            print(f"{name}: {network.parameters} parameters, {len(network.log)} steps", network.settings, flush=True)
             network.save(arguments.output / name)
         baselines[name] = load_baseline(arguments.output / name)
     if len(arguments.data) == 1:  # one grid and one set of fields
@@ -88,8 +97,9 @@ def main() -> None:
 
     protocol = Protocol(split=arguments.split)
     results = evaluate(
-        pipe, arguments.data, arguments.output / "results", protocol, baselines, model_name="walrus", overwrite=True
-    )
+        pipe, arguments.data, arguments.output / "results", protocol, baselines,
+        model_name=arguments.model or "walrus", overwrite=True,
+    )  # fmt: skip
     for name, scenario in results["scenarios"].items():
         print(f"\n{name}: median VRMSE by lead time")
         for line in table_lines(scenario, results["protocol"]["windows"], intervals=False):

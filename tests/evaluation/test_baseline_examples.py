@@ -62,6 +62,13 @@ def test_the_comparison_at_equal_size_and_seconds_runs_and_its_folders_are_evalu
         assert first == pytest.approx(second, rel=1e-6), name
     assert again["dmd"]["windows"]["1"]["pressure"]["median"] < 0.1
 
+    run_example(
+        monkeypatch, load_example("baselines"), "--tiny", "--output", output, "--model", "walrus-nano", "--networks"
+    )
+    results = json.loads((output / "results" / "results.json").read_text())
+    assert results["model"]["name"] == "walrus-nano"
+    assert set(results["scenarios"]["wave"]["forecasters"]) == set(forecasters) - {"unet", "fno", "ufno"}
+
 
 class TestPoseidon:
     poseidon = load_example("wrap_poseidon")

@@ -1,6 +1,8 @@
 """Networks that are scaled, trained and rolled out as Walrus is: exact operators, all of its inputs, saving, sizes."""
 
+import copy
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -328,6 +330,30 @@ def test_time_or_steps_end_a_training_and_set_the_learning_rate():
             train(one.network, itertools.repeat(batch), **wrong)
     with pytest.raises(ValueError, match="end after 2 batches"):
         train(one.network, [batch, batch], steps=3)
+
+
+def test_on_a_cpu_only_its_work_counts_as_time():
+    one, batch = baseline(width=2), batch_of(plane(4))
+
+    def slowly():
+        while True:
+            time.sleep(0.05)
+            yield batch
+
+    began = time.monotonic()
+    rows = train(one.network, slowly(), seconds=0.05)
+    assert len(rows) > 2
+    assert rows[-1]["seconds"] < (time.monotonic() - began) / 2
+
+
+def test_mixed_precision_trains_too_and_leaves_weights_in_float32():
+    one, batch = baseline(width=2), batch_of(plane(4))
+    exact = train(copy.deepcopy(one.network), [batch], steps=1)[0]["loss"]
+    rows = train(one.network, itertools.repeat(batch), steps=20, bfloat16=True)
+    assert rows[0]["loss"] != exact
+    assert rows[0]["loss"] == pytest.approx(exact, rel=0.02)
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert {p.dtype for p in one.network.parameters()} == {torch.float32}
 
 
 def test_the_same_training_serves_walrus():

@@ -234,18 +234,21 @@ def train(
     learning_rate: float = 1e-3,
     max_grad_norm: float = 1.0,
     muon: bool = False,
+    bfloat16: bool = False,
 ) -> list[dict[str, float]]:
     """Train a network, a [`WalrusForPrediction`] as well as a baseline's, on the batches of a stream.
 
     AdamW or Muon, and the published schedule, whose progress is the part of the time that has passed. The clock starts
-    when the first batch is there, and waiting for the others counts. Steps whose loss or gradient is not finite are
-    left out.
+    when the first batch is there, and waiting for the others counts. On a CPU seconds are those that its cores work for
+    this process, added up: other work on the machine does not shorten them. Steps whose loss or gradient is not finite
+    are left out.
 
     Args:
         module: called with the inputs of a batch; its output has a `loss`.
         stream: batches of `load_stream`, collated or not; `epochs=None` makes it endless.
         seconds, steps: how long; one of the two.
         muon: as in `make_optimizer`, for a Walrus.
+        bfloat16: compute in it where `torch.autocast` deems it safe; weights stay what they are.
 
     Returns:
         One row a step: `step`, `loss`, `seconds`, `learning_rate`.
@@ -256,24 +259,26 @@ def train(
     if (seconds is None) == (steps is None) or (seconds or steps or 0) <= 0:
         raise ValueError(f"expected a number of seconds or of steps above 0, found seconds={seconds}, steps={steps}")
     device = next(module.parameters()).device
+    clock = time.process_time if device.type == "cpu" else time.monotonic
     optimizer = make_optimizer(module, learning_rate, muon=muon)
     module.train()
     rows: list[dict[str, float]] = []
     begin = math.nan
     for batch in stream:
         inputs = {name: value.to(device) for name, value in collate(batch).items()}
-        begin = time.monotonic() if not rows else begin
-        part = len(rows) / steps if steps else (time.monotonic() - begin) / (seconds or 1.0)
+        begin = clock() if not rows else begin
+        part = len(rows) / steps if steps else (clock() - begin) / (seconds or 1.0)
         rate = learning_rate * published_schedule(int(TICKS * part), TICKS)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = module(**inputs).loss
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            loss = module(**inputs).loss
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(module.parameters(), max_grad_norm)
         if torch.isfinite(norm + loss.detach()):
             optimizer.step()
-        passed = time.monotonic() - begin
+        passed = clock() - begin
         rows.append({"step": len(rows) + 1, "loss": loss.item(), "seconds": passed, "learning_rate": rate})
         if (steps and len(rows) >= steps) or (seconds and passed >= seconds):
             module.eval()

@@ -44,6 +44,7 @@ def test_a_new_field_is_taught_and_known_again(monkeypatch, tmp_path, capsys):
 @pytest.mark.slow
 def test_the_transfer_experiment_runs(monkeypatch, tmp_path, capsys):
     pytest.importorskip("exponax")
+    monkeypatch.syspath_prepend(str(EXAMPLES / "experiments"))
     monkeypatch.setattr(sys, "argv", ["transfer.py", "--tiny", "--output", str(tmp_path)])
     runpy.run_path(str(EXAMPLES / "experiments" / "transfer.py"), run_name="__main__")
     assert "| scratch (" in capsys.readouterr().out

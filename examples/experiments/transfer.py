@@ -13,10 +13,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+from common import trajectories
 
-from walrus_hf import Trajectory, WalrusForPrediction, WalrusPipeline, load_well
+from walrus_hf import Trajectory, WalrusForPrediction, WalrusPipeline
 from walrus_hf.data.simulate import write_simulations
-from walrus_hf.data.well import well_info
 from walrus_hf.finetuning import fit
 from walrus_hf.metrics import persistence, score
 from walrus_hf.training.arguments import PretrainingArguments
@@ -62,11 +62,6 @@ def make_base(output: Path, steps: int) -> str:
     return str(folder / "model")
 
 
-def trajectories(folder: Path, count: int) -> list[Trajectory]:
-    files = sorted(folder.glob("*.hdf5"), key=lambda file: int(file.stem.rpartition("_")[2]))
-    return [load_well(file, i) for file in files for i in range(well_info(file).trajectories)][:count]
-
-
 def errors(pipe: WalrusPipeline | None, truths: list[Trajectory], steps: int) -> dict[str, float]:
     """VRMSE of the next frame and over all, mean over fields, starts and trajectories; None is persistence."""
     curves = []
@@ -103,7 +98,7 @@ def main() -> None:
     simulate(given.output, sizes)
     base = make_base(given.output, pretraining_steps)
     folder = given.output / "data" / UNSEEN / "data"
-    train, valid, test = (trajectories(folder / split, max(sizes)) for split in ("train", "valid", "test"))
+    train, valid, test = (trajectories(folder / split)[: max(sizes)] for split in ("train", "valid", "test"))
     file = given.output / "transfer.json"
     results = json.loads(file.read_text()) if file.is_file() else {}
 

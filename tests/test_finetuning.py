@@ -102,8 +102,17 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(folder, tmp_pat
     size = sum(file.stat().st_size for file in (tmp_path / "cut" / "checkpoints").rglob("model.safetensors"))
     assert size < 0.5 * os.path.getsize(os.path.join(folder, "model.safetensors")), "the base does not belong in there"
     monkeypatch.setattr(finetuning_loop.Tuning, "_step", step)
-    with pytest.raises(ValueError, match=r"learning_rate 0\.01, found other settings"):
-        fit(folder, RUNS, tmp_path / "cut", resume=True, **{**settings, "learning_rate": 0.5})
+    other = WalrusPipeline.from_pretrained(folder)
+    with torch.no_grad():
+        other.model.model.layers[0].time_attention.q_proj.weight.add_(1.0)
+    other.save_pretrained(tmp_path / "other")
+    for start, data, changes, message in (
+        (folder, RUNS, {"learning_rate": 0.5}, r"expected a run with learning_rate 0\.01, found another"),
+        (folder, RUNS[:-1], {}, r"expected a run with data \['decay_0', \[10, 10, 10, 10\]\], validation"),
+        (tmp_path / "other", RUNS, {}, "expected a run with base '[0-9a-f]{64}', found another"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(start, data, tmp_path / "cut", resume=True, **{**settings, **changes})
     rest = fit(folder, RUNS, tmp_path / "cut", resume=True, **settings)
     for (name, one), other in zip(whole.model.state_dict().items(), rest.model.state_dict().values()):
         assert torch.equal(one, other), name

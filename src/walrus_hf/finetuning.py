@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
+import json
 import os
 import warnings
 from importlib.util import find_spec
@@ -85,8 +87,12 @@ def fit(
         raise ValueError("output_dir: an adapter names its base, but this model was not loaded from anywhere; save it "
                          "with save_pretrained and load it, or give its folder as `model`")  # fmt: skip
     data_parts = _open_parts(pipe.processor, data, validation, given)
-    model_to_train, record = _prepare_model(pipe, data_parts, base_name, given)
-    tuning, rollout = _prepare_run(accelerator, model_to_train, data_parts, folder, given)
+    base = fingerprint(pipe.model)
+    model_to_train, record = _prepare_model(pipe, data_parts, base_name, base, given)
+    identity = (
+        given.identity() | data_parts.identity() | {"base": _digest(base), "processes": accelerator.num_processes}
+    )
+    tuning, rollout = _prepare_run(accelerator, model_to_train, data_parts, folder, given, identity)
     result = WalrusPipeline(model_to_train, data_parts.processor, record)
     if not (given.resume and tuning.resume()):
         tuning.progress.notes["before"] = rollout.errors(accelerator, result)
@@ -100,6 +106,10 @@ def fit(
     accelerator.wait_for_everyone()
     result.model.eval()
     return result
+
+
+def _digest(found: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
 def _make_room(accelerator: Accelerator, folder: Path | None, given: FinetuningArguments) -> None:
@@ -137,6 +147,13 @@ class Parts:
     new_names: dict[str, str | None]
     frames: int
     own_validation: bool
+
+    def identity(self) -> dict[str, Any]:
+        """What the data must have in common with those of a run that is resumed: names and frames of trajectories."""
+        return {
+            name: [part.name, [frames for _, frames in part.lengths]]
+            for name, part in (("data", self.opened), ("validation", self.opened_held))
+        }
 
     def windows(self, given: FinetuningArguments, eps: float) -> tuple[Windows, np.ndarray, Windows, np.ndarray]:
         """Windows to train on, windows to validate on, with global scales in the processor where those are wanted."""
@@ -229,11 +246,10 @@ def _open_parts(
 
 
 def _prepare_model(
-    pipe: WalrusPipeline, parts: Parts, base_name: str, given: FinetuningArguments
+    pipe: WalrusPipeline, parts: Parts, base_name: str, base: dict[str, Any], given: FinetuningArguments
 ) -> tuple[Any, AdapterRecord | None]:
     """The model with what is added to it, and with gradients asked for where it is to learn."""
     model, template = pipe.model, parts.opened.template
-    base = fingerprint(model) if given.method == "lora" else None
     shape = None
     if given.absolute_position:
         shape = parts.processor.plan(template.grid, template.boundary_conditions, jitter=None, seed=0).tokens
@@ -271,7 +287,6 @@ def _prepare_model(
         warnings.simplefilter("ignore", FutureWarning)
         adapted: Any = get_peft_model(model, config)
     _freeze_unreached(adapted, template)
-    assert base is not None
     return adapted, AdapterRecord(extension, base)
 
 
@@ -286,14 +301,15 @@ def _freeze_unreached(model: nn.Module, template: Any) -> None:
 
 
 def _prepare_run(
-    accelerator: Accelerator, model: Any, parts: Parts, folder: Path | None, given: FinetuningArguments
-) -> tuple[Tuning, Rollouts]:
+    accelerator: Accelerator, model: Any, parts: Parts, folder: Path | None, given: FinetuningArguments,
+    identity: dict[str, Any],
+) -> tuple[Tuning, Rollouts]:  # fmt: skip
     windows, trained, held_windows, held = parts.windows(given, bare_model(model).config.scale_eps)
     optimizer = _optimizer(model, given)
     checkpoints = None if folder is None else folder / CHECKPOINTS
     tuning = Tuning(
         accelerator, model, optimizer, windows, trained, (held_windows, held), given.schedule(), checkpoints,
-        given.identity(),
+        identity,
     )  # fmt: skip
     owners = held_windows.rows[held, 0]
     numbers = sorted(set(owners.tolist()))[:COMPARED]

@@ -141,8 +141,11 @@ class Tuning:
         state = load_checkpoint(self.accelerator, path, self.best)
         differing = [name for name, value in self.identity.items() if state["identity"].get(name) != value]
         if differing:
-            listed = ", ".join(f"{name} {state['identity'].get(name)!r}" for name in differing)
-            raise ValueError(f"{path}: expected a run with {listed}, found other settings; resume with the same ones")
+            values = {name: repr(state["identity"].get(name)) for name in differing}
+            listed = ", ".join(
+                f"{name} {value}" if len(value) < 80 else f"its {name}" for name, value in values.items()
+            )
+            raise ValueError(f"{path}: expected a run with {listed}, found another; resume with the same")
         self.progress = Progress(**state["progress"])
         self.guard.load_state_dict(state["guard"])
         return True

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import runpy
+import shutil
 import signal
 import sys
 import warnings
@@ -299,15 +300,54 @@ def test_trajectories_that_are_too_short_for_own_steps_are_refused_with_the_reas
         loop.open_indexes(arguments, arguments.config())
 
 
-def test_a_checkpoint_of_another_plan_is_refused(folder, tmp_path):
-    checkpoint = str(folder / "straight" / "step-00000003")
-    for change, message in (
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
         ({"seed": 6}, "expected a run with seed 6, found 5"),
         ({"gradient_accumulation_steps": 3}, "expected a run with slots 3, found 4"),
-    ):
-        arguments = settings(folder / "data", tmp_path, resume_from_checkpoint=checkpoint, **change)
-        with pytest.raises(ValueError, match=message):
-            loop.pretrain(arguments)
+        ({"learning_rate": 2e-3}, r"expected a run with learning_rate 0\.002, found 0\.001"),
+        ({"ema_decay": None}, r"expected a run with ema_decay None, found 0\.5"),
+        ({"tokens": [2, 4]}, r"expected a run with tokens \[2, 4\], found None"),
+        ({"model": {**MODEL, "drop_path_rate": 0.0}}, "expected a run with model .*'drop_path_rate': 0.0.*, found"),
+        ({"frames": 3}, r"expected sources with windows, blocks and frames \[\['plane', \d+, 4, 4\],"),
+        ({"cache_bytes": 2**18}, "with cache_bytes in proportion to gradient_accumulation_steps"),
+        ({"sources": []}, r"expected a run with sources \[\], found \[\['plane'"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(folder, tmp_path, change, message):
+    checkpoint = str(folder / "straight" / "step-00000003")
+    with pytest.raises(ValueError, match=message):
+        loop.pretrain(settings(folder / "data", tmp_path, resume_from_checkpoint=checkpoint, **change))
+
+
+def test_blocks_are_the_same_where_memory_grows_with_the_micro_batches_of_a_process(folder):
+    cut = [
+        settings(folder / "data", folder, groups, cache_bytes=2**18 // groups, gradient_accumulation_steps=4 // groups)
+        for groups in (1, 2)
+    ]
+    one, two = (loop.open_indexes(arguments, arguments.config()) for arguments in cut)
+    assert [index.num_blocks for index in one] == [index.num_blocks for index in two]
+    assert all(index.num_trajectories < index.num_blocks for index in one)
+
+
+def test_more_steps_follow_the_schedule_of_the_new_number_at_once(folder, tmp_path):
+    checkpoint = str(folder / "straight" / "step-00000006")  # where the rate was 0
+    changes = {"max_steps": 10, "validation_steps": 0, "save_steps": 10}
+    loop.pretrain(settings(folder / "data", tmp_path, resume_from_checkpoint=checkpoint, **changes))
+    rates = [row["learning_rate"] for row in read_metrics(tmp_path)]
+    assert rates == [1e-3 * published_schedule(step, 10) for step in range(6, 10)]
+
+
+def test_the_same_command_after_the_last_step_writes_the_same_model_and_card(folder, tmp_path):
+    output = tmp_path / "straight"
+    shutil.copytree(folder / "straight", output)
+    shutil.rmtree(output / "model")
+    rows = read_metrics(output)
+    loop.pretrain(settings(folder / "data", output, resume_from_checkpoint="latest"))
+    assert read_metrics(output) == rows
+    assert_same(weights(output / "model"), weights(folder / "straight" / "model"))
+    card = (output / "model" / "README.md").read_text()
+    assert card == (folder / "straight" / "model" / "README.md").read_text()
 
 
 def test_another_strategy_than_the_one_asked_for_is_refused(folder, tmp_path):

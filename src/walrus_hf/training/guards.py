@@ -71,8 +71,8 @@ class GradientGuard:
             steps = ", ".join(map(str, self._row))
             raise TrainingDiverged(
                 f"the gradient norm was not finite at {len(self._row)} steps in a row: seed {self.seed}, steps "
-                f"{steps}, samples of this rank: {_listed(self._samples)}; look at these samples, or resume from an "
-                f"earlier checkpoint with another seed or a lower learning rate"
+                f"{steps}, samples of this rank: {_listed(self._samples)}; look at these samples, or start "
+                f"anew with another seed or a lower learning rate"
             )
         return False
 

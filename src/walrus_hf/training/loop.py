@@ -9,6 +9,7 @@ not been, bit for bit, and on another number of processes to rounding.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import time
 import warnings
@@ -28,7 +29,7 @@ from tqdm.auto import tqdm
 from ..data.augment import uniform_hash
 from ..data.index import ScenarioIndex
 from ..data.reader import BatchReader
-from .arguments import PretrainingArguments
+from .arguments import ATTENTION, PretrainingArguments
 from .batches import PlannedReader, open_indexes, open_validation, planned_batches
 from .checkpoints import load_checkpoint, resolve, save_checkpoint
 from .costs import CostTable, Geometry, Key, Shape, micro_batch_cost
@@ -42,6 +43,12 @@ from .saving import save_model
 from .topology import Topology
 from .trackers import chosen_trackers, flat, tracked
 from .validation import Validation, prepare_inputs
+
+# Settings that the steps after a stop must have in common with those before, beside model and sources.
+KEPT = (
+    "seed", "mode", "model_size", "batch_size", "stride_min", "stride_max", "tokens", "own_forecasts", "own_steps",
+    "augment", "learning_rate", "weight_decay", "max_grad_norm", "muon", "ema_decay", "blocks_in_memory",
+)  # fmt: skip
 
 # What a random number is drawn for.
 _JITTER, _DROP_PATH, _TOKENS, _OWN = range(4)
@@ -105,18 +112,20 @@ class Run:
         )  # fmt: skip
 
     def _identity(self) -> dict[str, Any]:
-        """What must be the same for the plan to go on where it stopped."""
-        return {
-            "seed": self.arguments.seed, "mode": self.arguments.mode, "sources": [index.name for index in self.indexes],
-            "slots": self.topology.groups * self.arguments.gradient_accumulation_steps,
-            "members": self.topology.members,
-        }  # fmt: skip
+        """What must be the same for a run to go on where it stopped, as JSON values."""
+        given = self.arguments
+        model = {name: value for name, value in given.model.items() if name != ATTENTION}
+        return json.loads(json.dumps({
+            **{name: vars(given)[name] for name in KEPT}, "model": model,
+            "sources": [(index.name, index.num_windows, index.num_blocks, index.frames) for index in self.indexes],
+            "slots": self.topology.groups * given.gradient_accumulation_steps, "members": self.topology.members,
+        }))  # fmt: skip
 
     def resume(self) -> int:
         """Load the checkpoint that was asked for; the steps done, 0 where there is none yet.
 
         Raises:
-            ValueError: a checkpoint of a run with another plan.
+            ValueError: a checkpoint of a run with other settings or sources.
         """
         asked = self.arguments.resume_from_checkpoint
         path = None if asked is None else resolve(asked, self.arguments.output_dir)
@@ -124,14 +133,16 @@ class Run:
             return 0
         state = load_checkpoint(self.accelerator, path, self._averages())
         for name, expected in self._identity().items():
-            if state["plan"][name] != expected:
-                raise ValueError(
-                    f"{path}: expected a run with {name} {expected}, found {state['plan'][name]}; resume with the same "
-                    f"settings (slots are groups times gradient_accumulation_steps), or start anew from its model"
-                )
+            found = state["plan"].get(name)
+            if found != expected:
+                raise ValueError(f"{path}: {_other_run(name, expected, found)}")
         self.table = CostTable.from_dict(state["costs"])
         self.steps, self.seconds = int(state["step"]), state["seconds"]
         self.began -= self.seconds
+        # The rate that was loaded is the one of the schedule of then: `max_steps` may be another now.
+        schedule = self.scheduler.scheduler
+        for group, rate, factor in zip(self.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas):
+            group["lr"] = rate * factor(schedule.last_epoch)
         for name, guard in self._guards().items():
             guard.load_state_dict(state[name])
         return self.steps
@@ -152,6 +163,21 @@ class Run:
     def averaged(self) -> contextlib.AbstractContextManager:
         """The model holds the running average inside the block, where one is kept."""
         return contextlib.nullcontext() if self.average is None else self.average.swap()
+
+
+def _other_run(name: str, expected: Any, found: Any) -> str:
+    """Why a checkpoint is of another run."""
+    if name == "sources" and [source[0] for source in expected] == [source[0] for source in found]:
+        differing = [(one, other) for one, other in zip(expected, found) if one != other]
+        expected, found = ([pair[i] for pair in differing] for i in range(2))
+        return (
+            f"expected sources with windows, blocks and frames {expected}, found {found}; resume on the same data, "
+            "with cache_bytes in proportion to gradient_accumulation_steps, from which blocks follow"
+        )
+    return (
+        f"expected a run with {name} {expected}, found {found}; resume with the same settings (slots are groups times "
+        "gradient_accumulation_steps), or start anew from its model (model_name_or_path)"
+    )
 
 
 def pretrain(arguments: PretrainingArguments) -> Path:
@@ -195,6 +221,8 @@ def train(run: Run, stop: StopSignal) -> tuple[Path | None, dict[str, dict[str, 
     batches = planned_batches(samples, run.topology, reader, first, given.max_steps)
     validate = _validation(run)
     metrics = MetricsFile(Path(given.output_dir), first, accelerator.is_main_process)
+    if first >= given.max_steps or run.share_over() == 1.0:  # stopped after the last step
+        return None, _errors(run, validate)
     row: dict[str, Any] = {}
     with _bar(run, first) as bar:
         for step in range(first, given.max_steps):
@@ -203,8 +231,7 @@ def train(run: Run, stop: StopSignal) -> tuple[Path | None, dict[str, dict[str, 
             stopped = stop.agreed()
             finished = done == given.max_steps or run.share_over() == 1.0
             if validate and (finished or _is_due(done, given.validation_steps)) and not stopped:
-                with run.averaged():
-                    row["validation"] = validate(accelerator, run.model)
+                row["validation"] = _errors(run, validate)
             metrics.write(row)
             accelerator.log(flat(row), step=done)
             _show(bar, run, row)
@@ -215,6 +242,14 @@ def train(run: Run, stop: StopSignal) -> tuple[Path | None, dict[str, dict[str, 
             if finished:
                 break
     return None, row.get("validation", {})
+
+
+def _errors(run: Run, validate: Validation | None) -> dict[str, dict[str, float]]:
+    """Of the weights that would be saved now."""
+    if validate is None:
+        return {}
+    with run.averaged():
+        return validate(run.accelerator, run.model)
 
 
 def make_accelerator(arguments: PretrainingArguments) -> Accelerator:

@@ -88,7 +88,12 @@ def main() -> None:
             network.fit(stream, arguments.seconds, bfloat16=arguments.bfloat16)
             print(f"{name}: {network.parameters} parameters, {len(network.log)} steps", network.settings, flush=True)
             network.save(arguments.output / name)
-        baselines[name] = load_baseline(arguments.output / name)
+        baselines[name] = found = load_baseline(arguments.output / name)
+        size = parameter_count(model)
+        if abs(found.parameters - size) > 0.1 * size:
+            parser.error(
+                f"{name}: expected the size of the Walrus, {size}, found {found.parameters}; give a new --output"
+            )
     if len(arguments.data) == 1:  # one grid and one set of fields
         components = PrincipalComponents(processor=pipe.processor)
         components.fit(stream, arguments.seconds)

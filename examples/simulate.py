@@ -1,8 +1,8 @@
 """Write the simulations that the recipes in examples/configs are for.
 
-    python examples/simulate.py runs/simulated               # configs/tiny.yaml: four scenarios, a minute
-    python examples/simulate.py runs/nano --recipe nano      # configs/nano.yaml: thirteen, a quarter of an hour, 4 GB
-    python examples/simulate.py runs/simulated-tiny --tiny   # does it run?
+    python examples/simulate.py runs/simulated                 # configs/tiny.yaml: four scenarios, a minute
+    python examples/simulate.py runs/nano/data --recipe nano   # configs/nano.yaml: thirteen, a quarter of an hour, 4 GB
+    python examples/simulate.py runs/simulated-tiny --tiny     # does it run?
 
 What is there already is left alone, so the same command goes on after a stop.
 """

@@ -207,7 +207,6 @@ def test_the_card_of_walrus_nano_tells_where_persistence_or_another_forecast_is_
         medians = {
             who: float("inf") if (value := found[window]["median"]) is None else value
             for who, found in {**source["forecasters"], **trained}.items()
-            if who != "walrus_of_equal_budget"
         }
         own = medians.pop("model")
         assert (own >= medians["persistence"]) == (name in lost)

@@ -202,7 +202,10 @@ def test_baselines_are_added_where_they_were_measured_on_the_same_trajectories(m
     measure.add_baselines([evaluation(tmp_path / "a", "0/wave", unet=0.25, model=0.1)], "Ten minutes each.")
     added = json.loads((tmp_path / "baselines.json").read_text())
     assert added["budget"] == "Ten minutes each."
-    assert set(added["test"]["0/wave"]) == {"unet", "walrus_of_equal_budget"}
+    assert set(added["test"]["0/wave"]) == {"unet"}
     assert added["test"]["0/wave"]["unet"]["11:30"]["median"] == 0.25
+    twice = [tmp_path / "a", evaluation(tmp_path / "c", "0/wave", unet=0.5)]
+    with pytest.raises(SystemExit, match="expected other baselines of 0/wave, found unet again"):
+        measure.add_baselines(twice, "Ten minutes each.")
     with pytest.raises(SystemExit, match="expected the test trajectories of the card's sources with --from 17"):
         measure.add_baselines([evaluation(tmp_path / "b", "1/wave", unet=0.25, model=0.1)], "Ten minutes each.")

@@ -74,7 +74,8 @@ class Checkpoint:
 
     def text(self) -> str:
         millions = sum(p.numel() for p in self.pipe.model.parameters()) / 1e6
-        return f"`{self.name}`: {millions:.1f} million parameters, {self.trained}; SHA-256 of the weights {self.digest}"
+        size = f"{millions:.1f} million parameters"
+        return f"`{self.name}`: {size}, {self.trained}; digest of names and values {self.digest}"
 
     def record(self) -> dict[str, Any]:
         """As it stands in the small JSON files."""

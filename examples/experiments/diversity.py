@@ -179,8 +179,8 @@ def report(made: dict, given: argparse.Namespace, size: Size) -> str:
         f"*volumes*: as diverse, with {VOLUME}. Then all weights are fine-tuned for {size.tuning} steps on {UNSEEN}. "
         "VRMSE, mean over fields and steps, median over trajectories; in brackets 95% bootstrap intervals over "
         "trajectories and seeds.", "",
-        "On the test trajectories of the pretraining scenarios, as they are, median over scenarios, and how much lower "
-        "that is than *naive*:", "",
+        "On the test trajectories of the pretraining scenarios, as they are, median over scenarios, and the median "
+        "over scenarios of how much lower it is than *naive*; below zero it is higher:", "",
         markdown_table(["arm", *heads], planes), "",
         f"On {UNSEEN}; where nothing changes, {idle}:", "",
         markdown_table(["arm", "trajectories", *heads], volume), "", "![diversity](diversity.png)", "",

@@ -151,8 +151,9 @@ def report(found: dict[str, dict[str, list]], cost: dict[str, dict[str, list[flo
             markdown_table(["held", *spans], rows), "", f"![errors over lead time]({NAME}.png)", "",
             f"VRMSE, mean over the steps {total}, median over trajectories:", "",
             markdown_table(["scenario", *arms], each), "", "What it says:", "", *said, "",
-            "k = 2, 4 and 8 hold shifts and scales and let the window grow by k - 1 frames, as the cached rollout "
-            f"does; the others keep the window. So the error of k = {LONGEST} over that of *{BOTH}* is what the longer "
+            "k = 2, 4 and 8 hold shifts and scales, renew both every k steps, and let the window grow by k - 1 frames, "
+            "as the cached rollout does; the others keep the window. "
+            f"So the error of k = {LONGEST} over that of *{BOTH}* is what the longer "
             f"window does, which the training never showed: {window}.", "",
         ]
     )  # fmt: skip

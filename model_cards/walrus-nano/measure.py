@@ -14,8 +14,8 @@ persistence, linear extrapolation and dynamic modes. Then the weights go to `src
 `results.json`, `forecast.gif` and, by `../make.py`, `README.md` here, and the film to `docs/images/`, too. About ten
 minutes on one core. After a stop, the same command goes on; RUN/measured holds what is done, and every single error.
 
-Baselines at equal budget, and a Walrus that was given no more, are trained and measured by `examples/baselines.py`
-with `--split test` (or measured by `walrus-hf evaluate`) on some of the same sources. Their results are added by
+Baselines at equal budget are trained and measured by `examples/baselines.py --model walrus-nano --split test` (or
+measured by `walrus-hf evaluate`) on some of the same sources. Their results are added by
 
     python model_cards/walrus-nano/measure.py --baselines RESULTS [RESULTS ...] --budget "What each was given."
 
@@ -63,7 +63,6 @@ WINDOWS = {"1": (1, 1), "1:10": (1, 10), "11:30": (11, 30)}
 PROTOCOL = Protocol(start=17, steps=30, windows=WINDOWS)
 WITHOUT_TRAINING = ("linear_extrapolation", "dmd")
 UNSEEN_TRAJECTORIES = 4
-OF_EQUAL_BUDGET = "walrus_of_equal_budget"  # what the card calls the model of an evaluation of baselines
 FILM = "0/shear_flow"  # whose first test trajectory is shown
 FILM_STEPS = 16
 KEPT = ("median", "median_low", "median_high", "mean", "mean_low", "mean_high")
@@ -288,16 +287,15 @@ def add_baselines(evaluations: Sequence[Path], budget: str) -> None:
                     f"{evaluation}: expected the test trajectories of the card's sources with --from {PROTOCOL.start} "
                     f"and the windows {', '.join(WINDOWS)}, found other ones of {name}"
                 )
-            own = windows.pop("model")
-            if results["model"]["name"] != NAME:
-                windows[OF_EQUAL_BUDGET] = own
-            found.setdefault(name, {}).update(
-                {
-                    who: {window: errors[window] for window in WINDOWS}
-                    for who, errors in windows.items()
-                    if who not in known[name]["forecasters"]
-                }
-            )
+            added = {
+                who: {window: errors[window] for window in WINDOWS}
+                for who, errors in windows.items()
+                if who not in known[name]["forecasters"]
+            }
+            there = found.setdefault(name, {})
+            if twice := there.keys() & added.keys():
+                raise SystemExit(f"{evaluation}: expected other baselines of {name}, found {min(twice)} again")
+            there.update(added)
     write_json(HERE / "baselines.json", {"budget": budget, "test": found})
 
 

@@ -92,7 +92,10 @@ class TokenizationPlan:
 
     @property
     def published(self) -> bool:
-        """Whether the published model was trained with this tokenization (its stride table)."""
+        """Whether these are strides of the published table, which the published models were trained with.
+
+        The table counts cells per token: of other models, with other targets, it says nothing.
+        """
         return not self.resampled and all(
             n == 1 or (n % self.target == 0 and PUBLISHED_STRIDES.get(n // self.target) == pair)
             for n, pair in zip(self.grid, self.strides)
@@ -238,7 +241,7 @@ def warn_unmeasured(plan: TokenizationPlan, warned: set[Triple]) -> None:
         warnings.warn(
             f"grid {plan.grid} is outside the published stride table: it runs with strides {plan.strides}"
             + (f", resampled to {plan.lengths}" if plan.resampled else "")
-            + ", but published results say nothing of such grids: accuracy there is unmeasured",
+            + ", of which published results say nothing: unless the model's card does, accuracy there is unmeasured",
             stacklevel=3,
         )
 

@@ -7,6 +7,8 @@ import math
 from ..configuration_walrus import WalrusConfig
 from ..jitter import TokenizationPlan
 
+ITEM = 4  # bytes of a number
+
 
 def forward_flops(
     config: WalrusConfig, plan: TokenizationPlan, frames: int, channels: int, frames_to_keep: int = 0
@@ -38,10 +40,8 @@ def forward_flops(
     }
 
 
-def forward_bytes(
-    config: WalrusConfig, plan: TokenizationPlan, frames: int, channels: int, item_size: int = 4
-) -> dict[str, float]:
-    """Bytes that live beside the weights in one forecast step of one sample, by part.
+def forward_bytes(config: WalrusConfig, plan: TokenizationPlan, frames: int, channels: int) -> dict[str, float]:
+    """Bytes that live beside the weights in one forecast step of one sample in float32, by part.
 
     The encoder and a block do not peak together: the most is `fields` and the larger one of them. Work space of
     libraries, and kernels that are laid out anew for the strides, are not in it.
@@ -49,13 +49,14 @@ def forward_bytes(
     width, stem, second = config.hidden_size, config.stem_hidden_size, config.patch_kernel_sizes[1]
     middle = math.prod((t - 1) * s2 + second for t, (_, s2), n in zip(plan.tokens, plan.strides, plan.grid) if n > 1)
     wrapped = math.prod(n + sum(added) for n, added in zip(plan.lengths, plan.wrap_padding))
-    stream = frames * plan.num_tokens * item_size
+    stream = frames * plan.num_tokens * ITEM
     return {
-        "fields": 2 * frames * channels * math.prod(plan.grid) * item_size,  # given and scaled
+        "fields": 2 * frames * channels * math.prod(plan.grid) * ITEM,  # given and scaled
         # The fields wrapped along one axis after another, or the first stage, its norm and its activation.
-        "encoder": frames * item_size * max(2 * channels * wrapped, 3 * middle * stem),
-        # Input, norm, queries, keys, values, mixed, their sum; the output of the last frame; both halves of the MLP.
-        "block": stream * ((9 + 1 / frames) * width + 3 * config.intermediate_size),
+        "encoder": frames * ITEM * max(2 * channels * wrapped, 3 * middle * stem),
+        # Input, norm, the MLP's output, queries, keys and values as projected and turned, what attention makes of them,
+        # their sum; the output of the last frame. Or input, norm, output and both halves of a wide MLP.
+        "block": stream * max((12 + 1 / frames) * width, 5 * width + 3 * config.intermediate_size),
     }
 
 
@@ -66,6 +67,8 @@ def working_bytes(config: WalrusConfig, plan: TokenizationPlan, frames: int, cha
 
 
 def moved_bytes(config: WalrusConfig, plan: TokenizationPlan, frames: int, channels: int) -> float:
-    """What a forecast step reads and writes outside of products, up to a factor: what its parts hold, each once."""
+    """What a forecast step reads and writes outside of products, up to a factor: what its parts make, each once."""
     found = forward_bytes(config, plan, frames, channels)
-    return found["fields"] + found["encoder"] + config.num_hidden_layers * found["block"]
+    made = (9 + 1 / frames) * config.hidden_size + 3 * config.intermediate_size
+    blocks = config.num_hidden_layers * frames * plan.num_tokens * ITEM * made
+    return found["fields"] + found["encoder"] + blocks

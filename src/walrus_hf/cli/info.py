@@ -33,7 +33,10 @@ def info(
     boundaries: Annotated[
         str, typer.Option(help="wall, open or periodic: one for all axes, or one an axis, e.g. periodic,wall/open.")
     ] = "periodic",
-    frames: Annotated[int | None, typer.Option(min=1, help="Input frames. Default: 6, for volumes 3.")] = None,
+    frames: Annotated[
+        int | None,
+        typer.Option(min=1, help="Input frames. Default: those of the checkpoint; of 1.3B 6, for volumes 3."),
+    ] = None,
     channels: Annotated[int, typer.Option(min=1, help="Fields, each component of a vector counted.")] = 4,
     tokens_per_axis: Tokens = None,
     steps: Annotated[
@@ -56,6 +59,7 @@ def info(
     from ..configuration_walrus import WalrusConfig
     from ..modeling_walrus import WalrusForPrediction
     from ..pipeline_walrus import check_model_type, processor_for, usable_device
+    from ..processing_walrus import WalrusProcessor
 
     if finetune is not None and (finetune not in ("lora", "full", "head") or grid is None):
         raise ValueError(f"--finetune: expected lora, full or head, and a --grid, found {finetune!r} and {grid!r}")
@@ -63,14 +67,16 @@ def info(
         raise ValueError(f"--steps: expected a --grid beside it, found {steps} alone")
     target = usable_device(device)
     config = WalrusConfig()
+    processor = processor_for(config)
     if model is not None:
         name = locate(model)
         check_model_type(name, revision)
         config = WalrusConfig.from_pretrained(name, revision=revision or "main")
+        processor = WalrusProcessor.from_pretrained(name, revision=revision or "main")
     plan = None
     if grid is not None:
         cells = _parse_grid(grid)
-        plan = processor_for(config).plan(cells, _parse_boundaries(boundaries, len(cells)), tokens_per_axis, seed=0)
+        plan = processor.plan(cells, _parse_boundaries(boundaries, len(cells)), tokens_per_axis, seed=0)
     _print_versions(target)
     with torch.device("meta"):
         parameters = sum(p.numel() for p in WalrusForPrediction(config).parameters())
@@ -81,7 +87,7 @@ def info(
     )
     if plan is not None:
         typer.echo(f"\n{grid}: {plan}")
-        frames = frames or (3 if plan.ndim == 3 else 6)
+        frames = frames or (processor.context_frames_3d if plan.ndim == 3 else processor.context_frames)
         _print_costs(config, plan, frames, channels, parameters, steps, target)
         if finetune is not None:
             _print_finetuning(config, plan, frames, channels, finetune, preset, rank)

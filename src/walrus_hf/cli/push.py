@@ -57,7 +57,7 @@ def grid_costs(config, parameters: int, processor=None) -> list[dict[str, Any]]:
 
     The processor says from how many frames; None takes the one that fits the configuration.
     """
-    from ..bench.flops import forward_bytes, forward_flops
+    from ..bench.flops import forward_flops, working_bytes
     from ..pipeline_walrus import processor_for
 
     processor, costs = processor or processor_for(config), []
@@ -66,13 +66,11 @@ def grid_costs(config, parameters: int, processor=None) -> list[dict[str, Any]]:
             warnings.simplefilter("ignore")  # a grid that the published table lacks costs no less
             plan = processor.plan(grid, dict.fromkeys("xyz"[: len(grid)], "periodic"), seed=0)
         frames = processor.context_frames_3d if plan.ndim == 3 else processor.context_frames
-        memory = forward_bytes(config, plan, frames, FIELDS)
-        working = memory["fields"] + max(memory["encoder"], memory["block"])
         costs.append(
             {
                 "grid": "x".join(map(str, grid)), "frames": frames, "fields": FIELDS, "tokens": plan.num_tokens,
                 "gflop": sum(forward_flops(config, plan, frames, FIELDS, frames_to_keep=1).values()) / 1e9,
-                "gib": (4 * parameters + working) / 2**30,
+                "gib": (4 * parameters + working_bytes(config, plan, frames, FIELDS)) / 2**30,
             }
         )  # fmt: skip
     return costs

@@ -239,9 +239,9 @@ def train(
     """Train a network, a [`WalrusForPrediction`] as well as a baseline's, on the batches of a stream.
 
     AdamW or Muon, and the published schedule, whose progress is the part of the time that has passed. The clock starts
-    when the first batch is there, and waiting for the others counts. On a CPU seconds are those that its cores work for
-    this process, added up: other work on the machine does not shorten them. Steps whose loss or gradient is not finite
-    are left out.
+    when the first batch is there. On a GPU waiting for the others counts; on a CPU seconds are those that its cores
+    work for this process, added up, so that two threads pass two a second, and other work on the machine none. Steps
+    whose loss or gradient is not finite are left out.
 
     Args:
         module: called with the inputs of a batch; its output has a `loss`.
@@ -335,7 +335,7 @@ class NeuralBaseline:
         return parameter_count(self.network)
 
     def fit(self, stream: Iterable[Mapping[str, Any]], seconds: float | None = None, **kwargs: Any) -> None:
-        """Train for some seconds; `train` describes the arguments, `log` receives its rows."""
+        """Train for some seconds, on a CPU of its cores; `train` has the arguments, `log` receives its rows."""
         self.log += train(self.network, stream, seconds, **kwargs)
 
     @torch.no_grad()

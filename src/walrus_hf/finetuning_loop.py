@@ -65,10 +65,6 @@ class Progress:
     step: int = 0
     stopped: bool = False  # by a signal, before it was done
 
-    def is_best(self) -> bool:
-        """Whether the last validation is the best one."""
-        return self.best_step == self.validations[-1]["step"]
-
     def since_best(self) -> int:
         """Validations since the best one."""
         return sum(row["step"] > self.best_step for row in self.validations)

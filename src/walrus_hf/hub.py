@@ -123,7 +123,7 @@ def prepare_upload(
     measured = None if results is None else _read_results(Path(results))
     if measured is not None:
         if not adapter:
-            _check_results(measured, Path(str(results)), folder, names)
+            _check_results(measured, Path(str(results)), folder)
         files[EVALUATION] = _json_bytes(_without_paths(measured, repo_id))
     card = (folder / "README.md").read_text(encoding="utf-8") if "README.md" in names else ""
     if adapter:
@@ -387,7 +387,7 @@ def _read_results(file: Path) -> dict[str, Any]:
     return results
 
 
-def _check_results(results: Mapping[str, Any], file: Path, folder: Path, names: Sequence[str]) -> None:
+def _check_results(results: Mapping[str, Any], file: Path, folder: Path) -> None:
     found, digest = results["model"]["weights"], weights_digest(folder)
     if found != digest:
         raise ValueError(

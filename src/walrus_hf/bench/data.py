@@ -34,7 +34,7 @@ def measure_data(repeats: int, small: bool) -> dict[str, dict[str, float]]:
         kept = os.environ.get("WALRUS_HF_CACHE")
         os.environ["WALRUS_HF_CACHE"] = folder  # nothing is left behind, nothing is found
         try:
-            return {name: _case(name, path, repeats, small, ideal) for name in THEIR_SAMPLES}
+            return {name: _case(name, path, repeats, ideal) for name in THEIR_SAMPLES}
         finally:
             del os.environ["WALRUS_HF_CACHE"]
             if kept is not None:
@@ -60,7 +60,7 @@ def write_file(folder: Path, small: bool) -> Path:
     return save_well(runs, folder / "noise.hdf5")
 
 
-def _case(name: str, path: Path, repeats: int, small: bool, ideal: int) -> dict[str, float]:
+def _case(name: str, path: Path, repeats: int, ideal: int) -> dict[str, float]:
     """Both readers in turn; each repeat begins with nothing in memory. Opening what is indexed counts for neither."""
     import fsspec
 

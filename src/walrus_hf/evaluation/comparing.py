@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..model_card import RESULTS_FORMAT
 from .folder import RESULTS, TRAJECTORIES
 from .protocol import MEAN_OF_FIELDS, Protocol
-from .results import FORMAT, window_means
+from .results import window_means
 from .statistics import median, summary
 
 if TYPE_CHECKING:
@@ -76,10 +77,12 @@ def load_results(path: str | os.PathLike) -> dict[str, Any]:
         raise FileNotFoundError(f"{path}: expected the folder of an evaluation with a {RESULTS}, found none")
     try:
         results = json.loads(file.read_text(encoding="utf-8"))
-        if results["format"] != FORMAT:
+        if results["format"] != RESULTS_FORMAT:
             raise ValueError(f"format {results['format']!r}")
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file}: expected results of `walrus-hf evaluate` ({FORMAT}), found {error}") from error
+        raise ValueError(
+            f"{file}: expected results of `walrus-hf evaluate` ({RESULTS_FORMAT}), found {error}"
+        ) from error
     return results
 
 

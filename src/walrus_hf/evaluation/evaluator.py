@@ -21,6 +21,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..fields import Trajectory
+from ..model_card import RESULTS_FORMAT
 from ..pipeline_walrus import WalrusPipeline
 from .baselines import load_baseline
 from .folder import EvaluationFolder
@@ -28,7 +29,7 @@ from .forecasters import Forecaster, Frame, TrainedForecaster, WalrusForecaster,
 from .kept_forecasts import KeptForecast
 from .protocol import GROUP, Protocol
 from .published import published_for
-from .results import FORMAT, Record, rows_of, scenario_results, versions
+from .results import Record, rows_of, scenario_results, versions
 from .scoring import Scores, TrajectoryGrid, TruthFrame
 from .sources import EvaluatedScenario, EvaluatedTrajectory, digest, open_scenarios
 
@@ -106,7 +107,7 @@ def evaluate(
         scenarios = open_scenarios(sources, protocol, base_path)
         about = describe_model(model_name or model.model.name_or_path or "walrus", model)
         settings = {
-            "format": FORMAT, "versions": versions(), "protocol": protocol.to_json(), "model": about,
+            "format": RESULTS_FORMAT, "versions": versions(), "protocol": protocol.to_json(), "model": about,
             "baselines": {name: _kind(baseline) for name, baseline in given.items()}, "kept_forecasts": kept_forecasts,
             "data": [scenario.identity() for scenario in scenarios],
         }  # fmt: skip
@@ -117,7 +118,7 @@ def evaluate(
             for scenario in scenarios:
                 run.scenario(scenario, batch_size, workers, bar)
         results = {
-            "format": FORMAT, "protocol": settings["protocol"], "model": about, "versions": settings["versions"],
+            "format": RESULTS_FORMAT, "protocol": settings["protocol"], "model": about, "versions": settings["versions"],
             "device": str(next(model.model.parameters()).device),
             "scenarios": {s.name: _summary(s, folder, protocol) for s in scenarios},
             "forecast_files": folder.forecast_files(),

@@ -18,9 +18,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from ..model_card import RESULTS_FORMAT
 from .folder import PARTIAL, RESULTS
 from .report_films import Source, films
-from .results import FORMAT
 
 DIGITS = 5  # of the numbers in the page; results.json has them all
 FACTS = (
@@ -173,8 +173,10 @@ def _load(folder: Path) -> dict[str, Any]:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: expected JSON, found something else ({error}); evaluate again") from error
     version = found.get("format") if isinstance(found, dict) else None
-    if version != FORMAT:
-        raise ValueError(f"{path}: expected results of the format {FORMAT!r}, found {version!r}; evaluate again")
+    if version != RESULTS_FORMAT:
+        raise ValueError(
+            f"{path}: expected results of the format {RESULTS_FORMAT!r}, found {version!r}; evaluate again"
+        )
     return found
 
 

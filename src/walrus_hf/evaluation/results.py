@@ -21,7 +21,6 @@ from . import physics
 from .protocol import MEAN_OF_FIELDS, Protocol
 from .statistics import median_curve, summary
 
-FORMAT = "walrus_hf.evaluation/1"
 COLUMNS = ("scenario", "source", "trajectory", "forecaster", "field", "lead_time", "vrmse", "nrmse", "digest")
 Record = dict[str, Any]
 

@@ -210,7 +210,7 @@ class ExponentialAverage:
             raise ValueError(f"decay: expected a number between 0 and 1, found {decay}")
         self.decay = decay
         self.model = model
-        _reshard(model)
+        reshard(model)
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.averages = {name: p.detach().float().clone() for name, p in self.parameters.items()}
         self.updates = torch.zeros((), dtype=torch.int64)
@@ -237,7 +237,7 @@ class ExponentialAverage:
     @torch.no_grad()
     def _write(self, values: dict[str, Tensor]) -> None:
         # A forward without a backward leaves FSDP2's root unit gathered, and the next one would reuse these weights.
-        _reshard(self.model)
+        reshard(self.model)
         for name, parameter in self.parameters.items():
             _local(parameter).copy_(_local(values[name]))
 
@@ -263,7 +263,8 @@ def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def _reshard(model: nn.Module) -> None:
+def reshard(model: nn.Module) -> None:
+    """A forward without a backward leaves FSDP2's root unit gathered; checkpoints want the shards."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from ..data.collator import collate
 from ..data.index import ScenarioIndex
@@ -18,6 +17,7 @@ from ..data.reader import BatchReader
 from ..jitter import make_plan
 from ..metrics import vrmse
 from ..modeling_walrus import WalrusForPrediction
+from .optim import reshard
 
 # Of height, width and depth in (B, C, H, W, D).
 SPACE = (2, 3, 4)
@@ -70,7 +70,7 @@ class Validation:
             sums = accelerator.reduce(sums, "sum")
         finally:
             model.train(training)
-            _reshard(model)
+            reshard(model)
         return {
             index.name: {"vrmse": error / count, "persistence": still / count}
             for index, (error, still, count) in zip(self.indexes, sums.tolist())
@@ -119,10 +119,3 @@ def prepare_inputs(
         )  # fmt: skip
     rest = {name: value for name, value in inputs.items() if name != "boundary_conditions"}
     return {"plan": plan, **{name: value.to(device, non_blocking=True) for name, value in rest.items()}}
-
-
-def _reshard(model: nn.Module) -> None:
-    """A forward without a backward leaves FSDP2's root unit gathered; checkpoints want the shards."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()

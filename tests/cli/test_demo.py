@@ -70,7 +70,7 @@ def shown(folder, result):
     assert result.code == 0, result.err
     for name in ("shear_flow.gif", "gray_scott.gif", "error_growth.png", "unseen/gray_scott.hdf5"):
         assert (folder / name).stat().st_size > 1000
-    assert "VRMSE of unseen trajectories from frame 17 on, by lead time" in result.out
+    assert "VRMSE of unseen trajectories from frame 16 on (the first is 0), by lead time" in result.out
     assert "shear flow, persistence" in result.out
     assert "beats persistence at every lead time" in result.out or "does NOT beat persistence" in result.out
     demo._clear(folder, overwrite=True)

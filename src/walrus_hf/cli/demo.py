@@ -18,7 +18,7 @@ SCENARIOS = ("shear_flow", "gray_scott")
 NEEDS = {"exponax": "sim", "matplotlib": "plot", "imageio": "plot"}
 MINUTES = 2.5
 TRAIN_TRAJECTORIES, STEPS = 24, 24
-FIRST = 17  # that is forecast, counted from 0, as in the published evaluation
+FIRST = 16  # that is forecast, counted from 0
 LEAD_TIMES = (1, 2, 4, 8, 16, 24)
 # Of training/; the time alone ends the run.
 RECIPE = {
@@ -78,7 +78,7 @@ def _show(model: str, output: Path) -> dict[str, dict]:
         typer.echo(f"wrote {animate(forecast, truth, output / f'{name}.gif')}")
     typer.echo(f"wrote {plot_error_growth(curves, output / 'error_growth.png')}\n")
     print_table(
-        f"VRMSE of unseen trajectories from frame {FIRST} on, by lead time (in steps)",
+        f"VRMSE of unseen trajectories from frame {FIRST} on (the first is 0), by lead time (in steps)",
         ["", *map(str, LEAD_TIMES)],
         rows,
     )

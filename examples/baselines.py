@@ -12,7 +12,7 @@ On several data sets at once, with the geometry of a recipe for Walrus; what is 
 Beside a Walrus that is trained already, which is not trained again:
 
     python examples/baselines.py --data runs/nano/data/0/{wave,shear_flow,gray_scott} --split test \\
-        --model walrus-nano --networks unet --frames 4 --seconds 4560 --bfloat16 --output runs/baselines-long
+        --model walrus-nano --networks unet --seconds 4560 --bfloat16 --output runs/baselines-long
 
 A smaller and quicker one, on waves that it simulates itself:
 
@@ -54,7 +54,7 @@ def main() -> None:
         "--seconds", type=float, default=300.0, help="of training, for each; on a CPU of its cores, added up"
     )
     parser.add_argument("--bfloat16", action="store_true", help="mixed precision in training, where that is faster")
-    parser.add_argument("--frames", type=int, default=6, help="of the input")
+    parser.add_argument("--frames", type=int, help="of the input; default: those of --model, else 6")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--modes", type=int, help="of the Fourier operators, along each axis")
     parser.add_argument("--split", default="valid", help="what they are compared on")
@@ -70,9 +70,12 @@ def main() -> None:
     trained = arguments.model or (arguments.output / "walrus" if (arguments.output / "walrus").is_dir() else None)
     pipe = WalrusPipeline.from_pretrained(trained) if trained else untrained(arguments)
     model = pipe.model
+    frames = arguments.frames or (pipe.processor.context_frames if arguments.model else 6)
+    for name in arguments.networks:
+        check_size(arguments.output / name, parameter_count(model))
     # Principal components need one time step, so all get the same. Batches are those of the model's vocabulary.
     stream = load_stream(
-        arguments.data, frames=arguments.frames + 1, stride_range=(1, 1), batch_size=arguments.batch_size,
+        arguments.data, frames=frames + 1, stride_range=(1, 1), batch_size=arguments.batch_size,
         processor=pipe.processor,
     )  # fmt: skip
     if not trained:  # with the rates of its recipes
@@ -88,12 +91,7 @@ def main() -> None:
             network.fit(stream, arguments.seconds, bfloat16=arguments.bfloat16)
             print(f"{name}: {network.parameters} parameters, {len(network.log)} steps", network.settings, flush=True)
             network.save(arguments.output / name)
-        baselines[name] = found = load_baseline(arguments.output / name)
-        size = parameter_count(model)
-        if abs(found.parameters - size) > 0.1 * size:
-            parser.error(
-                f"{name}: expected the size of the Walrus, {size}, found {found.parameters}; give a new --output"
-            )
+        baselines[name] = load_baseline(arguments.output / name)
     if len(arguments.data) == 1:  # one grid and one set of fields
         components = PrincipalComponents(processor=pipe.processor)
         components.fit(stream, arguments.seconds)
@@ -120,6 +118,13 @@ def untrained(arguments: argparse.Namespace) -> WalrusPipeline:
         config = PretrainingArguments(**read_recipe(arguments.recipe)).config()
     model = WalrusForPrediction(config)
     return WalrusPipeline(model.to("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def check_size(folder: Path, size: int) -> None:
+    """Refuse a network that was trained beside a Walrus of another size."""
+    found = load_baseline(folder).parameters if folder.is_dir() else size
+    if abs(found - size) > 0.1 * size:
+        raise SystemExit(f"{folder}: expected {size} parameters as the Walrus, found {found}; give a new --output")
 
 
 if __name__ == "__main__":

@@ -89,9 +89,7 @@ def fit(
     data_parts = _open_parts(pipe.processor, data, validation, given)
     base = fingerprint(pipe.model)
     model_to_train, record = _prepare_model(pipe, data_parts, base_name, base, given)
-    identity = (
-        given.identity() | data_parts.identity() | {"base": _digest(base), "processes": accelerator.num_processes}
-    )
+    identity = given.identity() | {"base": _digest(base), "processes": accelerator.num_processes}
     tuning, rollout = _prepare_run(accelerator, model_to_train, data_parts, folder, given, identity)
     result = WalrusPipeline(model_to_train, data_parts.processor, record)
     if not (given.resume and tuning.resume()):
@@ -147,13 +145,6 @@ class Parts:
     new_names: dict[str, str | None]
     frames: int
     own_validation: bool
-
-    def identity(self) -> dict[str, Any]:
-        """What the data must have in common with those of a run that is resumed: names and frames of trajectories."""
-        return {
-            name: [part.name, [frames for _, frames in part.lengths]]
-            for name, part in (("data", self.opened), ("validation", self.opened_held))
-        }
 
     def windows(self, given: FinetuningArguments, eps: float) -> tuple[Windows, np.ndarray, Windows, np.ndarray]:
         """Windows to train on, windows to validate on, with global scales in the processor where those are wanted."""
@@ -306,6 +297,10 @@ def _prepare_run(
 ) -> tuple[Tuning, Rollouts]:  # fmt: skip
     windows, trained, held_windows, held = parts.windows(given, bare_model(model).config.scale_eps)
     optimizer = _optimizer(model, given)
+    # Windows of each trajectory: where they are the same, a run that is resumed draws the same ones.
+    identity |= {
+        name: np.bincount(part.rows[:, 0]).tolist() for name, part in (("data", windows), ("validation", held_windows))
+    }
     checkpoints = None if folder is None else folder / CHECKPOINTS
     tuning = Tuning(
         accelerator, model, optimizer, windows, trained, (held_windows, held), given.schedule(), checkpoints,

@@ -139,7 +139,7 @@ class Tuning:
         if differing:
             values = {name: repr(state["identity"].get(name)) for name in differing}
             listed = ", ".join(
-                f"{name} {value}" if len(value) < 80 else f"its {name}" for name, value in values.items()
+                f"{name} {value}" if len(value) < 60 else f"its {name}" for name, value in values.items()
             )
             raise ValueError(f"{path}: expected a run with {listed}, found another; resume with the same")
         self.progress = Progress(**state["progress"])

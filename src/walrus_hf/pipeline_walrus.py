@@ -97,7 +97,7 @@ class WalrusPipeline:
         model: Any = load_model(name, revision or "main", dtype)
         if not Path(name_or_path).expanduser().exists():
             model.name_or_path = str(name_or_path)  # where the package lies, only this machine knows
-        return cls(model.to(device), _load_processor(name, revision or "main"))
+        return cls(model.to(device), load_processor(name, revision or "main"))
 
     @classmethod
     def _from_adapter(cls, folder: Path, dtype: str | torch.dtype, device: torch.device) -> WalrusPipeline:
@@ -107,7 +107,7 @@ class WalrusPipeline:
         if record is not None:
             record.extension.apply(base.model, separate=True)
         own = (folder / "preprocessor_config.json").is_file()
-        processor = _load_processor(str(folder), "main") if own else base.processor
+        processor = load_processor(str(folder), "main") if own else base.processor
         return cls(attach_adapter(base.model, folder, "default").to(device), processor, record)
 
     def load_adapter(self, folder: str | Path, name: str) -> None:
@@ -140,7 +140,7 @@ class WalrusPipeline:
         device = next(self.model.parameters()).device
         self.model = attach_adapter(self.model, found, name).to(device).eval()
         own = (found / "preprocessor_config.json").is_file()
-        self._processors[name] = _load_processor(str(found), "main") if own else self.processor
+        self._processors[name] = load_processor(str(found), "main") if own else self.processor
 
     def merge_adapter(self) -> WalrusPipeline:
         """A pipeline whose model has the active adapter merged into its weights, to rounding; this one is used up.
@@ -483,7 +483,7 @@ def load_model(
     return model
 
 
-def _load_processor(name: str, revision: str) -> WalrusProcessor:
+def load_processor(name: str, revision: str) -> WalrusProcessor:
     try:
         return WalrusProcessor.from_pretrained(name, revision=revision)
     except OSError as error:

@@ -308,9 +308,12 @@ def test_trajectories_that_are_too_short_for_own_steps_are_refused_with_the_reas
         ({"learning_rate": 2e-3}, r"expected a run with learning_rate 0\.002, found 0\.001"),
         ({"ema_decay": None}, r"expected a run with ema_decay None, found 0\.5"),
         ({"tokens": [2, 4]}, r"expected a run with tokens \[2, 4\], found None"),
-        ({"model": {**MODEL, "drop_path_rate": 0.0}}, "expected a run with model .*'drop_path_rate': 0.0.*, found"),
-        ({"frames": 3}, r"expected sources with windows, blocks and frames \[\['plane', \d+, 4, 4\],"),
-        ({"cache_bytes": 2**18}, "with cache_bytes in proportion to gradient_accumulation_steps"),
+        (
+            {"model": {**MODEL, "drop_path_rate": 0.0}},
+            "with model {'drop_path_rate': 0.0}, found {'drop_path_rate': 0.3}",
+        ),
+        ({"frames": 3}, "expected a run with frames 3, found 4"),
+        ({"cache_bytes": 2**18}, "\[\['plane', \d+, \d+, 5\],.* with cache_bytes in proportion to"),
         ({"sources": []}, r"expected a run with sources \[\], found \[\['plane'"),
     ],
 )

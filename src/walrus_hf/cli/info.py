@@ -58,8 +58,7 @@ def info(
     from ..checkpoints import locate
     from ..configuration_walrus import WalrusConfig
     from ..modeling_walrus import WalrusForPrediction
-    from ..pipeline_walrus import check_model_type, processor_for, usable_device
-    from ..processing_walrus import WalrusProcessor
+    from ..pipeline_walrus import check_model_type, load_processor, processor_for, usable_device
 
     if finetune is not None and (finetune not in ("lora", "full", "head") or grid is None):
         raise ValueError(f"--finetune: expected lora, full or head, and a --grid, found {finetune!r} and {grid!r}")
@@ -72,7 +71,7 @@ def info(
         name = locate(model)
         check_model_type(name, revision)
         config = WalrusConfig.from_pretrained(name, revision=revision or "main")
-        processor = WalrusProcessor.from_pretrained(name, revision=revision or "main")
+        processor = load_processor(str(name), revision or "main")
     plan = None
     if grid is not None:
         cells = _parse_grid(grid)

@@ -118,7 +118,8 @@ def evaluate(
             for scenario in scenarios:
                 run.scenario(scenario, batch_size, workers, bar)
         results = {
-            "format": RESULTS_FORMAT, "protocol": settings["protocol"], "model": about, "versions": settings["versions"],
+            "format": RESULTS_FORMAT, "protocol": settings["protocol"], "model": about,
+            "versions": settings["versions"],
             "device": str(next(model.model.parameters()).device),
             "scenarios": {s.name: _summary(s, folder, protocol) for s in scenarios},
             "forecast_files": folder.forecast_files(),

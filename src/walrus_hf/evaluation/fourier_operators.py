@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..fields import BoundaryCondition
+from ..normalization import accurate
 from .unet import CONVOLUTIONS, Sides, UNet
 
 try:
@@ -41,7 +42,7 @@ class SpectralConvolution(SpectralConv):
         """`(B, in_channels, *cells)` -> `(B, out_channels, *cells)`."""
         cells = x.shape[2:]
         axes = tuple(range(2, x.ndim))
-        modes = torch.fft.rfftn(x, dim=axes, norm=self.fft_norm)
+        modes = torch.fft.rfftn(accurate(x), dim=axes, norm=self.fft_norm)
         weight = self.weight.to_tensor()  # (in, out, *modes)
         kept_modes, kept_weight = modes, weight
         places = []  # of the kept frequencies in the transform

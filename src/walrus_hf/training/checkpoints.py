@@ -31,7 +31,7 @@ from .optim import fill_state
 
 STATE_FILE = "training_state.json"
 AVERAGES = "averages"
-FORMAT = 1
+FORMAT = 2
 
 
 def save_checkpoint(

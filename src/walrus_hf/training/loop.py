@@ -26,10 +26,11 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
+from ..configuration_walrus import WalrusConfig
 from ..data.augment import uniform_hash
 from ..data.index import ScenarioIndex
 from ..data.reader import BatchReader
-from .arguments import ATTENTION, PretrainingArguments
+from .arguments import PretrainingArguments
 from .batches import PlannedReader, open_indexes, open_validation, planned_batches
 from .checkpoints import load_checkpoint, resolve, save_checkpoint
 from .costs import CostTable, Geometry, Key, Shape, micro_batch_cost
@@ -44,10 +45,11 @@ from .topology import Topology
 from .trackers import chosen_trackers, flat, tracked
 from .validation import Validation, prepare_inputs
 
-# Settings that the steps after a stop must have in common with those before, beside model and sources.
+# Settings that the steps after a stop must have in common with those before, beside model, processor and sources.
 KEPT = (
-    "seed", "mode", "model_size", "batch_size", "stride_min", "stride_max", "tokens", "own_forecasts", "own_steps",
-    "augment", "learning_rate", "weight_decay", "max_grad_norm", "muon", "ema_decay", "blocks_in_memory",
+    "seed", "mode", "model_name_or_path", "split", "batch_size", "frames", "stride_min", "stride_max", "tokens",
+    "own_forecasts", "own_steps", "augment", "learning_rate", "weight_decay", "max_grad_norm", "muon", "ema_decay",
+    "blocks_in_memory",
 )  # fmt: skip
 
 # What a random number is drawn for.
@@ -113,10 +115,10 @@ class Run:
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a run to go on where it stopped, as JSON values."""
-        given = self.arguments
-        model = {name: value for name, value in given.model.items() if name != ATTENTION}
+        given, settings = self.arguments, WalrusConfig.__annotations__  # without those of any transformers model
         return json.loads(json.dumps({
-            **{name: vars(given)[name] for name in KEPT}, "model": model,
+            **{name: vars(given)[name] for name in KEPT}, "processor": self.processor.to_dict(),
+            "model": {name: value for name, value in self.config.to_dict().items() if name in settings},
             "sources": [(index.name, index.num_windows, index.num_blocks, index.frames) for index in self.indexes],
             "slots": self.topology.groups * given.gradient_accumulation_steps, "members": self.topology.members,
         }))  # fmt: skip
@@ -167,9 +169,12 @@ class Run:
 
 def _other_run(name: str, expected: Any, found: Any) -> str:
     """Why a checkpoint is of another run."""
+    if isinstance(expected, dict) and isinstance(found, dict):
+        differing = [key for key in expected | found if expected.get(key) != found.get(key)]
+        expected, found = ({key: side.get(key) for key in differing} for side in (expected, found))
     if name == "sources" and [source[0] for source in expected] == [source[0] for source in found]:
-        differing = [(one, other) for one, other in zip(expected, found) if one != other]
-        expected, found = ([pair[i] for pair in differing] for i in range(2))
+        pairs = [(one, other) for one, other in zip(expected, found) if one != other]
+        expected, found = ([pair[i] for pair in pairs] for i in range(2))
         return (
             f"expected sources with windows, blocks and frames {expected}, found {found}; resume on the same data, "
             "with cache_bytes in proportion to gradient_accumulation_steps, from which blocks follow"
@@ -221,7 +226,8 @@ def train(run: Run, stop: StopSignal) -> tuple[Path | None, dict[str, dict[str, 
     batches = planned_batches(samples, run.topology, reader, first, given.max_steps)
     validate = _validation(run)
     metrics = MetricsFile(Path(given.output_dir), first, accelerator.is_main_process)
-    if first >= given.max_steps or run.share_over() == 1.0:  # stopped after the last step
+    if first >= given.max_steps or run.share_over() == 1.0:
+        accelerator.print(f"nothing is left to train after {first} steps: the model is written again")
         return None, _errors(run, validate)
     row: dict[str, Any] = {}
     with _bar(run, first) as bar:

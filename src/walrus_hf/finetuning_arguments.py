@@ -37,8 +37,7 @@ class FinetuningArguments:
         validation_batches: batches of held-out windows in a validation.
         patience: validations in a row without an improvement that end the run; None never ends it early.
         save_steps: steps between checkpoints; None is `validation_steps`.
-        gradient_checkpointing: compute blocks again in the backward pass: less memory, a third to a half more
-            time.
+        gradient_checkpointing: compute blocks again in the backward pass: less memory, a third more time.
         optimizer: `"adamw"`, or `"adamw-8bit"` (needs bitsandbytes).
         quantization: `"4bit"` loads the base in four bits (QLoRA; needs bitsandbytes, and the base by name). Tested on
             CPUs; this project has had no GPU to run either on.

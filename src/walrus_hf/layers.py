@@ -130,9 +130,8 @@ def recompute(module: nn.Module, function: Callable[..., Tensor], x: Tensor, *ar
 
     Kept, it would take more memory than all else in a block. Compilers decide by themselves what they keep.
     """
-    if not module.training or not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return function(x, *arguments)
-    if x.numel() < RECOMPUTED_FROM:
+    keeps = not module.training or not torch.is_grad_enabled() or torch.compiler.is_compiling()
+    if keeps or x.numel() < RECOMPUTED_FROM:
         return function(x, *arguments)
     return checkpoint(function, x, *arguments, use_reentrant=False)
 

@@ -1,7 +1,7 @@
 """Write the simulations that the recipes in examples/configs are for.
 
     python examples/simulate.py runs/simulated                 # configs/tiny.yaml: four scenarios, a minute
-    python examples/simulate.py runs/nano/data --recipe nano   # configs/nano.yaml: thirteen, a quarter of an hour, 4 GB
+    python examples/simulate.py runs/nano/data --recipe nano   # configs/nano.yaml: fourteen, a quarter of an hour, 4 GB
     python examples/simulate.py runs/simulated-tiny --tiny     # does it run?
 
 What is there already is left alone, so the same command goes on after a stop.
@@ -26,6 +26,7 @@ NANO = {
     "acoustic_scattering_closed": (PLANES, {}, {"dt": 0.008}, {"dt": 0.013}),
     "advection_diffusion_3d": (VOLUMES, {}, {"diffusivity": 0.0008}, {"diffusivity": 0.003}),
     "burgers": (PLANES, {}, {"viscosity": 0.002}, {"viscosity": 0.006}),
+    "euler_channel": (PLANES, {}, {"gamma": 1.3}, {"gamma": 1.6667}),
     "euler_multi_quadrants_open": (PLANES, {}, {"gamma": 1.3}, {"gamma": 1.6667}),
     "euler_multi_quadrants_periodic": (PLANES, {}, {"gamma": 1.3}, {"gamma": 1.6667}),
     "euler_multi_quadrants_wall": (PLANES, {}, {"gamma": 1.3}, {"gamma": 1.6667}),

@@ -5,7 +5,7 @@ import pytest
 from scipy.optimize import brentq
 
 from walrus_hf import WalrusProcessor, metrics
-from walrus_hf.data.simulate.euler import euler_multi_quadrants, solve_euler
+from walrus_hf.data.simulate.euler import euler_channel, euler_multi_quadrants, solve_euler
 
 GAMMA = 1.4
 PERIODIC, OPEN, WALLS = ({"x": kind, "y": kind} for kind in ("periodic", "open", "wall"))
@@ -161,6 +161,31 @@ def test_walls_keep_mass_and_energy_and_turn_the_flow_around():
     # The gas hits the wall at x = 1 as a shock of known strength, which runs back into it.
     pressure = brentq(lambda p: behind((1, 0, 1), p)[1] - 0.5, 1, 10)
     np.testing.assert_allclose(found.fields["pressure"][1][x > 0.9], pressure, rtol=0.02)
+
+
+def test_a_channel_keeps_mass_energy_and_momentum_along_its_walls_and_nothing_crosses_them():
+    found = euler_channel(3, grid=(40, 56), frames=12, dt=0.04)
+    assert found.boundary_ids() == ((2, 2), (0, 0))
+    momentum, density = found.fields["momentum"], found.fields["density"]
+    for kept in (density, found.fields["energy"], momentum[..., 0]):
+        total = kept.mean(axis=(1, 2), dtype=np.float64)
+        np.testing.assert_allclose(total, np.full_like(total, total[0]), atol=2e-7)
+    across = momentum[..., 1].mean(axis=(1, 2), dtype=np.float64)
+    assert np.abs(across - across[0]).max() > 1e-4  # the walls push
+    speed = np.abs(momentum[0, ..., 1] / density[0])
+    assert speed[:, [0, -1]].max() < 0.1 * speed.max()
+
+
+def test_a_channel_starts_smooth_moves_along_and_across_and_follows_its_seed():
+    first, again, other = (euler_channel(seed, grid=(64, 48), frames=21) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first.fields["density"], again.fields["density"])
+    assert not np.allclose(first.fields["density"], other.fields["density"], atol=1e-2)
+    start = first.fields["density"][0]
+    assert np.abs(np.diff(start, axis=1)).max() < 0.3 * np.ptp(start)
+    future = first.frames(1)
+    errors = metrics.score(metrics.persistence(first.frames(0, 1), 20), future)
+    growth = np.mean(list(errors.values()), axis=0)
+    assert 0.05 < growth[0] < growth[3] < growth[9]
 
 
 def test_energy_is_that_of_the_pressure_and_the_motion():

@@ -2,7 +2,7 @@
 
 from .acoustics import acoustic_scattering, solve_acoustics
 from .convection import rayleigh_benard, solve_rayleigh_benard
-from .euler import euler_multi_quadrants, solve_euler
+from .euler import euler_channel, euler_multi_quadrants, solve_euler
 from .incompressible import kolmogorov_flow, solve_incompressible, turbulence_3d
 from .periodic import gray_scott, shear_flow, solve_gray_scott, solve_shear_flow
 from .spectral import (
@@ -20,6 +20,7 @@ __all__ = [
     "acoustic_scattering",
     "advection_diffusion_3d",
     "burgers",
+    "euler_channel",
     "euler_multi_quadrants",
     "gray_scott",
     "kolmogorov_flow",

@@ -1,6 +1,6 @@
-"""Compressible gas in two dimensions: quadrants of different states that break up into shocks, contacts and fans.
+"""Compressible gas in two dimensions: quadrants that break up into shocks, contacts and fans; smooth flow in a channel.
 
-Follows The Well's `euler_multi_quadrants_openBC` and `_periodicBC`. Finite volumes in float64: primitive variables
+The quadrants follow The Well's `euler_multi_quadrants_openBC` and `_periodicBC`. Finite volumes in float64: primitive variables
 limited by monotonized central differences, HLLC fluxes (Toro, Spruce and Speares 1994) with Einfeldt's wave speeds,
 Heun's method in time. Second order where the flow is smooth; mass, momentum and energy are kept to rounding.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...fields import BoundaryCondition, Trajectory
-from .common import check_arguments, check_positive
+from .common import cell_centres, check_arguments, check_positive, smooth_noise
 from .finite_volume import Sides, box_trajectory, parse_sides, step_within, to_tensor
 
 # Of the sum of both directions' fastest waves; the method bears 1.
@@ -59,6 +59,41 @@ def euler_multi_quadrants(
     sides = {"x": boundary, "y": boundary}
     name = f"euler_multi_quadrants_{boundary}_{seed}"
     return solve_euler(density, velocity, pressure, frames, dt, gamma, sides, name=name)
+
+
+def euler_channel(
+    seed: int, grid: tuple[int, int] = (64, 64), frames: int = 40, dt: float = 0.02, gamma: float = 1.4
+) -> Trajectory:
+    """Gas that streams along a channel with slip walls below and above, and rolls up: periodic along x, walls along y.
+
+    The start is smooth: layers and clouds of other density, velocity and, less, pressure, drawn from the seed, a
+    quarter of a unit or more across. No gas moves through the walls. Units and fields as in `euler_multi_quadrants`.
+
+    Args:
+        seed: the same seed gives the same trajectory.
+        grid: cells (H, W) along x and y.
+        frames: frames to return, the initial state included.
+        dt: time between frames; sound takes about 1 time unit from one end to the other.
+        gamma: ratio of the heat capacities.
+
+    Returns:
+        Float32 `density`, `energy` (per volume) and `pressure` (frames, H, W), and `momentum` (frames, H, W, 2).
+
+    Raises:
+        ValueError: unusable arguments.
+    """
+    check_arguments(grid, frames, dt)
+    rng, cell = np.random.default_rng(seed), 1 / grid[0]
+    y = cell_centres(grid, cell)[1]
+    noise = [smooth_noise(rng, grid, cell, shortest=0.25) for _ in range(4)]
+    layers = [rng.normal() * np.cos(np.pi * n * y / (grid[1] * cell)) for n in range(1, 5)]
+    density = np.exp(rng.uniform(0.1, 0.4) * noise[0] + 0.2 * layers[0] + 0.1 * layers[1])
+    pressure = np.exp(rng.uniform(0.0, 0.2) * noise[1])
+    along = rng.uniform(-0.3, 0.3) + rng.uniform(0.05, 0.3) * noise[2] + 0.2 * layers[2] + 0.2 * layers[3]
+    across = rng.uniform(0.05, 0.3) * noise[3] * np.sin(np.pi * y / (grid[1] * cell))
+    sides = {"x": "periodic", "y": "wall"}
+    velocity = np.stack([along, across], axis=-1)
+    return solve_euler(density, velocity, pressure, frames, dt, gamma, sides, name=f"euler_channel_{seed}")
 
 
 def solve_euler(

@@ -18,7 +18,7 @@ from ...fields import Trajectory
 from ..well_writer import save_well
 from .acoustics import CLOSED, acoustic_scattering
 from .convection import rayleigh_benard
-from .euler import euler_multi_quadrants
+from .euler import euler_channel, euler_multi_quadrants
 from .incompressible import kolmogorov_flow, turbulence_3d
 from .periodic import gray_scott, shear_flow
 from .spectral import advection_diffusion_3d, burgers, wave
@@ -29,6 +29,7 @@ SIMULATIONS: dict[str, Callable[..., Trajectory]] = {
     "acoustic_scattering_closed": functools.partial(acoustic_scattering, boundary_conditions=CLOSED),
     "advection_diffusion_3d": advection_diffusion_3d,
     "burgers": burgers,
+    "euler_channel": euler_channel,
     "euler_multi_quadrants_open": functools.partial(euler_multi_quadrants, boundary="open"),
     "euler_multi_quadrants_periodic": functools.partial(euler_multi_quadrants, boundary="periodic"),
     "euler_multi_quadrants_wall": functools.partial(euler_multi_quadrants, boundary="wall"),

@@ -104,8 +104,7 @@ def windows_of(pipe: WalrusPipeline, whole: Sequence[Trajectory], firsts: Sequen
 
     Planes and volumes are forecast from as many frames as `WalrusPipeline.predict` takes.
     """
-    volume = sum(n > 1 for n in whole[0].grid) == 3
-    context = pipe.processor.context_frames_3d if volume else pipe.processor.context_frames
+    context = pipe.processor.most_frames(whole[0].grid)
     contexts = [t.frames(max(first - context, 0), first) for t in whole for first in firsts]
     truths = [t.frames(first, first + steps) for t in whole for first in firsts]
     parts = [pipe.processor(context) for context in contexts]

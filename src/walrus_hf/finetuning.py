@@ -227,7 +227,7 @@ def _open_parts(
     for part in (opened, held):
         check_fields(processor, part.template, part.name)
     volume = sum(n > 1 for n in opened.template.grid) == 3
-    context = processor.context_frames_3d if volume else processor.context_frames
+    context = processor.most_frames(opened.template.grid)
     shortest = min(length for part in (opened, held) for _, length in part.lengths)
     frames = given.frames or max(2, min(context, (shortest - 1) // given.frame_stride))
     processor.context_frames, processor.context_frames_3d = (

@@ -32,8 +32,8 @@ from .configuration_walrus import WalrusConfig
 from .fields import Trajectory
 from .metrics import lead_time_windows, score
 from .modeling_walrus import WalrusForPrediction
-from .normalization import delta_scales
 from .processing_walrus import WalrusProcessor
+from .rollouts import member_rollouts, small_changes
 
 BASE = "base"  # in `predict(adapter=)`: the model without any adapter
 # Lead times that the published evaluation averages over (arXiv 2511.15684, section 7), first and last step.
@@ -261,11 +261,9 @@ class WalrusPipeline:
         """
         with self._using(adapter) as processor:
             jitter = processor.jitter if jitter is None else jitter
-            volume = sum(n > 1 for n in trajectory.grid) == 3
-            context = processor.context_frames_3d if volume else processor.context_frames
             _check_request(trajectory, prediction_length, ensemble_size, jitter, frames, frame_stride)
-            recent = _last_frames(trajectory, frames or context, frame_stride)
-            held = {"use_cache": use_cache, "cache_steps": cache_steps, "hold_scales": processor.hold_scales}
+            recent = _last_frames(trajectory, frames or processor.most_frames(trajectory.grid), frame_stride)
+            held = {"use_cache": use_cache, "cache_steps": cache_steps}
             return self._forecast(processor, recent, prediction_length, ensemble_size, seed, jitter, tokens_per_axis,
                                   held, progress)  # fmt: skip
 
@@ -282,27 +280,22 @@ class WalrusPipeline:
         progress: bool,
     ) -> Trajectory:
         inputs = processor(recent)
-        self._warn_of_small_changes(processor, inputs, recent)
-        # Weights that are offloaded stand on no device.
-        devices = [p.device for p in self.model.parameters() if p.device.type != "meta"]
-        inputs = inputs.to(devices[0] if devices else "cpu")
-        inputs.pop("boundary_conditions")  # the plan holds them
-        generators = [None if seed is None else torch.Generator().manual_seed(seed + i) for i in range(ensemble_size)]
-        plans = [
-            processor.plan(
-                recent.grid, recent.boundary_conditions, tokens_per_axis, jitter,
-                seed=int(torch.randint(2**62, (1,), generator=generator)),
+        eps = self.model.config.scale_eps
+        for field, change in small_changes(processor, inputs, recent, eps).items():
+            warnings.warn(
+                f"field {field!r} changes by {change:.1e} a frame, below the model's smallest scale of {eps:g}: its "
+                "forecast will be noise; give it in smaller units",
+                stacklevel=3,
             )
-            for generator in generators
-        ]  # fmt: skip
+        generators = [None if seed is None else torch.Generator().manual_seed(seed + i) for i in range(ensemble_size)]
+        members = member_rollouts(
+            self.model, processor, inputs, recent, prediction_length, generators, tokens_per_axis, jitter, **held
+        )
         shape = (ensemble_size, prediction_length, *inputs["field_values"].shape[2:])
         forecast = np.full(shape, np.nan, dtype=np.float32)
         bar = tqdm(total=ensemble_size * prediction_length, desc="forecast", unit="step", disable=not progress)
         with bar:
-            for member, (plan, generator) in enumerate(zip(plans, generators)):
-                steps = self.model.rollout(
-                    **inputs, num_steps=prediction_length, plan=plan, generator=generator, **held
-                )
+            for member, steps in enumerate(members):
                 for step, state in enumerate(steps):
                     # Each step leaves the device at once, so memory there does not grow with the steps.
                     values = state[0].float().cpu().numpy()
@@ -314,20 +307,6 @@ class WalrusPipeline:
                     forecast[member, step] = values
                     bar.update()
         return processor.postprocess(torch.from_numpy(forecast), recent)
-
-    def _warn_of_small_changes(self, processor: WalrusProcessor, inputs: Any, recent: Trajectory) -> None:
-        """Scales are at least `scale_eps`, so a field in very large units is forecast as noise of that size."""
-        eps = self.model.config.scale_eps
-        if "change_scales" in inputs:
-            return
-        changes = delta_scales(inputs["field_values"], 0.0)[0]
-        for channel, change in zip(processor.channels(recent), changes.tolist()):
-            if 0 < change < eps:
-                warnings.warn(
-                    f"field {channel.field!r} changes by {change:.1e} a frame, below the model's smallest scale of "
-                    f"{eps:g}: its forecast will be noise; give it in smaller units",
-                    stacklevel=4,
-                )
 
     def evaluate(
         self, forecast: Trajectory, truth: Trajectory, windows: tuple[tuple[int, int], ...] | None = None

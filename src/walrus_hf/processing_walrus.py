@@ -107,6 +107,10 @@ class WalrusProcessor(FeatureExtractionMixin):
         output.pop("_warned_grids")  # what this process has warned of is no setting
         return output
 
+    def most_frames(self, grid: Sequence[int]) -> int:
+        """The most frames that a forecast on this grid starts from; only axes of more than one cell count."""
+        return self.context_frames_3d if sum(n > 1 for n in grid) == 3 else self.context_frames
+
     def plan(
         self,
         grid: Sequence[int],

@@ -86,7 +86,7 @@ def info(
     )
     if plan is not None:
         typer.echo(f"\n{grid}: {plan}")
-        frames = frames or (processor.context_frames_3d if plan.ndim == 3 else processor.context_frames)
+        frames = frames or processor.most_frames(cells)
         _print_costs(config, plan, frames, channels, parameters, steps, target)
         if finetune is not None:
             _print_finetuning(config, plan, frames, channels, finetune, preset, rank)

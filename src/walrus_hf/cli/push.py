@@ -65,7 +65,7 @@ def grid_costs(config, parameters: int, processor=None) -> list[dict[str, Any]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a grid that the published table lacks costs no less
             plan = processor.plan(grid, dict.fromkeys("xyz"[: len(grid)], "periodic"), seed=0)
-        frames = processor.context_frames_3d if plan.ndim == 3 else processor.context_frames
+        frames = processor.most_frames(grid)
         costs.append(
             {
                 "grid": "x".join(map(str, grid)), "frames": frames, "fields": FIELDS, "tokens": plan.num_tokens,

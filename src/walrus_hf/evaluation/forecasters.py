@@ -16,9 +16,9 @@ from ..data.scenarios import Scenario
 from ..data.streams import scenario_processor
 from ..fields import Trajectory
 from ..jitter import warn_unmeasured
-from ..normalization import delta_scales
 from ..pipeline_walrus import WalrusPipeline
 from ..processing_walrus import WalrusProcessor
+from ..rollouts import member_rollouts, small_changes
 
 # Fields of one frame, each `(members, *grid, ...)`.
 Frame = dict[str, np.ndarray]
@@ -126,8 +126,7 @@ class WalrusForecaster:
         whose forecast is not finite any more goes on as it is; the others do not notice. In the place of a context
         that cannot be read stands the reason.
         """
-        volume = sum(n > 1 for n in contexts[0].grid) == 3
-        frames = self.processor.context_frames_3d if volume else self.processor.context_frames
+        frames = self.processor.most_frames(contexts[0].grid)
         recent = [context.frames(max(context.num_frames - frames, 0)) for context in contexts]
         found: list[Frame | str] = [""] * len(recent)
         given = {}
@@ -148,38 +147,18 @@ class WalrusForecaster:
             yield list(found)
 
     def _members(self, given: Sequence[Any], alike: Trajectory, steps: int, seed: int) -> list[Iterator[Tensor]]:
-        """A rollout of the whole batch for each member; a rollout holds its last frames and no others."""
+        """A rollout of the whole batch for each member."""
         inputs = {name: torch.cat([one[name] for one in given]) for name in given[0]}
-        self._note_small_changes(inputs, alike)
-        devices = [p.device for p in self.model.parameters() if p.device.type != "meta"]
-        inputs = {name: value.to(devices[0] if devices else "cpu") for name, value in inputs.items()}
-        inputs.pop("boundary_conditions")  # the plan holds them
-        members = []
-        for member in range(self.ensemble_size):
-            generator = torch.Generator().manual_seed(seed + member)
-            plan = self.processor.plan(
-                alike.grid, alike.boundary_conditions, self.tokens_per_axis, self.jitter,
-                seed=int(torch.randint(2**62, (1,), generator=generator)),
-            )  # fmt: skip
-            members.append(
-                self.model.rollout(
-                    **inputs, num_steps=steps, plan=plan, generator=generator, hold_scales=self.processor.hold_scales
-                )
-            )
-        return members
-
-    def _note_small_changes(self, inputs: dict[str, Tensor], alike: Trajectory) -> None:
-        """Scales are at least `scale_eps`, so a field in very large units is forecast as noise of that size."""
         eps = self.model.config.scale_eps
-        if "change_scales" in inputs:
-            return
-        changes = delta_scales(inputs["field_values"], 0.0)  # (batch, channels)
-        for channel, column in zip(self.processor.channels(alike), changes.T):
-            if ((column > 0) & (column < eps)).any():
-                self.note(
-                    f"field {channel.field!r} changes by less than the model's smallest scale of {eps:g} a frame: its "
-                    "forecast is noise"
-                )
+        for field in small_changes(self.processor, inputs, alike, eps):
+            self.note(
+                f"field {field!r} changes by less than the model's smallest scale of {eps:g} a frame: its forecast is "
+                "noise"
+            )
+        generators = [torch.Generator().manual_seed(seed + member) for member in range(self.ensemble_size)]
+        return member_rollouts(
+            self.model, self.processor, inputs, alike, steps, generators, self.tokens_per_axis, self.jitter
+        )
 
     def _frame(self, state: Tensor, context: Trajectory) -> Frame:
         """`(members, channels, H, W, D)` by own names and in own units."""

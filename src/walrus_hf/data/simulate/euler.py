@@ -1,8 +1,8 @@
 """Compressible gas in two dimensions: quadrants that break up into shocks, contacts and fans; smooth flow in a channel.
 
-The quadrants follow The Well's `euler_multi_quadrants_openBC` and `_periodicBC`. Finite volumes in float64: primitive variables
-limited by monotonized central differences, HLLC fluxes (Toro, Spruce and Speares 1994) with Einfeldt's wave speeds,
-Heun's method in time. Second order where the flow is smooth; mass, momentum and energy are kept to rounding.
+The quadrants follow The Well's `euler_multi_quadrants_openBC` and `_periodicBC`. Finite volumes in float64: primitive
+variables limited by monotonized central differences, HLLC fluxes (Toro, Spruce and Speares 1994) with Einfeldt's wave
+speeds, Heun's method in time. Second order where the flow is smooth; mass, momentum and energy are kept to rounding.
 """
 
 from __future__ import annotations

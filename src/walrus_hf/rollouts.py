@@ -1,0 +1,77 @@
+"""How a forecast of a trajectory is set up: one rollout for each member, each with shifts of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .fields import Trajectory
+from .normalization import delta_scales
+from .processing_walrus import WalrusProcessor
+
+
+def member_rollouts(
+    model: Any,
+    processor: WalrusProcessor,
+    inputs: Mapping[str, Tensor],
+    trajectory: Trajectory,
+    num_steps: int,
+    generators: Sequence[torch.Generator | None],
+    tokens_per_axis: int | None = None,
+    jitter: bool | None = None,
+    **held: Any,
+) -> list[Iterator[Tensor]]:
+    """A rollout for each generator; nothing is computed before its first step, and it holds its last frames alone.
+
+    Args:
+        model: a [`WalrusForPrediction`], or one with adapters.
+        inputs: of the processor, a batch of B trajectories that are alike.
+        trajectory: one of them, for grid and boundary conditions.
+        generators: of the shifts; None is torch's default one.
+        tokens_per_axis, jitter: None takes the processor's setting.
+        held: `use_cache`, `cache_steps` and `hold_scales`, as in `WalrusForPrediction.rollout`; the last is the
+            processor's unless given.
+
+    Returns:
+        Iterators over `num_steps` states `(B, C, H, W, D)`, on the device of the model.
+    """
+    device = device_of(model)
+    # The plan holds the boundary conditions.
+    moved = {name: value.to(device) for name, value in inputs.items() if name != "boundary_conditions"}
+    held = {"hold_scales": processor.hold_scales, **held}
+    plans = [
+        processor.plan(
+            trajectory.grid, trajectory.boundary_conditions, tokens_per_axis, jitter,
+            seed=int(torch.randint(2**62, (1,), generator=generator)),
+        )
+        for generator in generators
+    ]  # fmt: skip
+    return [
+        model.rollout(**moved, num_steps=num_steps, plan=plan, generator=generator, **held)
+        for plan, generator in zip(plans, generators, strict=True)
+    ]
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where inputs go; weights that are offloaded stand on no device."""
+    return next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
+
+
+def small_changes(
+    processor: WalrusProcessor, inputs: Mapping[str, Tensor], trajectory: Trajectory, smallest: float
+) -> dict[str, float]:
+    """Fields whose change a frame is below the model's smallest scale, and that change: their forecast is noise.
+
+    None where the scales are given. The least change of a batch and of a field's components counts.
+    """
+    found: dict[str, float] = {}
+    if "change_scales" not in inputs:
+        changes = delta_scales(inputs["field_values"], 0.0)  # (B, C)
+        for channel, column in zip(processor.channels(trajectory), changes.T.tolist()):
+            for change in column:
+                if 0 < change < smallest:
+                    found[channel.field] = min(change, found.get(channel.field, change))
+    return found

@@ -14,10 +14,10 @@ GROUND = (
 )  # fmt: skip
 # From the ground up: a module imports those before it, and others of its own folder.
 ORDER = (
-    *GROUND, "allocator", "metrics", "data", "panels", "films", "curves", "plotting", "checkpoints", "adapters",
-    "adapter_files", "model_card", "hub", "rollouts", "pipeline_walrus", "exporting", "convert", "training",
-    "finetuning_arrays", "finetuning_data", "finetuning_loop", "finetuning_arguments", "finetuning_results",
-    "finetuning", "finetuning_memory", "evaluation", "bench", "cli",
+    *GROUND, "safe_files", "allocator", "metrics", "data", "panels", "films", "curves", "plotting", "checkpoints",
+    "adapters", "adapter_files", "model_card", "hub", "rollouts", "pipeline_walrus", "exporting", "convert",
+    "training", "finetuning_arrays", "finetuning_data", "finetuning_loop", "finetuning_arguments",
+    "finetuning_results", "finetuning", "finetuning_memory", "evaluation", "bench", "cli",
 )  # fmt: skip
 ALLOWED_ON_THE_GROUND = {"torch", "numpy", "transformers", "huggingface_hub"} | set(sys.stdlib_module_names)
 MODEL = {"caching", "layers", "patching", "modeling_walrus", "pipeline_walrus"}

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ from .layers import rotary_frequencies
 from .model_card import converted_card
 from .modeling_walrus import WalrusForPrediction
 from .pipeline_walrus import processor_for
+from .safe_files import whole_folder
 
 ENCODERS = {"2": "planar", "3": "volumetric"}
 # Settings of the published code that this package implements with one value only.
@@ -76,21 +74,13 @@ def convert_checkpoint(
     model.load_state_dict(converted, assign=True)
     parameters = sum(p.numel() for p in model.parameters())
     card = converted_card(config, checkpoint.name, _sha256(checkpoint), parameters)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    try:
-        model.save_pretrained(temporary)
+    with whole_folder(output) as temporary:
+        try:
+            model.save_pretrained(temporary)
+        except SafetensorError as error:
+            raise OSError(errno.EIO, str(error)) from error
         processor_for(config).save_pretrained(temporary)
         (temporary / "README.md").write_text(card, encoding="utf-8")
-        temporary.chmod(0o755)  # mkdtemp makes private folders
-        _move_into_place(temporary, output)
-    except (OSError, SafetensorError) as error:
-        code = getattr(error, "errno", None) or errno.EIO
-        raise OSError(
-            code, f"{output}: expected to write the folder, found {error}; free space or choose another folder"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return Path(output_dir)
 
 
@@ -106,21 +96,6 @@ def _check_output(output: Path, overwrite: bool) -> None:
             f"{output}: expected a folder of a former conversion to replace, found {foreign[0]!r} in it; "
             "choose another folder"
         )
-
-
-def _move_into_place(temporary: Path, output: Path) -> None:
-    """Replaces a former conversion, which stays where it is until the new one is there."""
-    if not output.exists():
-        os.replace(temporary, output)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{output.name}-old-", dir=output.parent))
-    os.replace(output, old)
-    try:
-        os.replace(temporary, output)
-    except OSError:
-        os.replace(old, output)
-        raise
-    shutil.rmtree(old)
 
 
 def walrus_config(settings: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> WalrusConfig:

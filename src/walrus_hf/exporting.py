@@ -17,6 +17,7 @@ from .fields import Trajectory
 from .jitter import TokenizationPlan, shift_ranges
 from .modeling_walrus import WalrusForPrediction, mask_state
 from .pipeline_walrus import WalrusPipeline
+from .safe_files import whole_file
 
 METADATA = "walrus_hf"  # key of the package's metadata
 
@@ -105,16 +106,12 @@ def package_step(
     """
     path = _target(path, ".pt2", overwrite)
     program, facts = export_step(pipe, trajectory, tokens_per_axis, jitter)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
+    with whole_file(path, ".pt2") as temporary:
         torch._inductor.aoti_compile_and_package(
             program,
             package_path=str(temporary),
             inductor_configs={"aot_inductor.metadata": {METADATA: json.dumps(facts)}},
         )
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -21,6 +21,7 @@ from .finetuning_loop import Progress
 from .metrics import persistence, score
 from .model_card import finetuned_card
 from .pipeline_walrus import WalrusPipeline, every_frame
+from .safe_files import whole_file
 
 RESULTS, CHECKPOINTS = "results.json", "checkpoints"
 
@@ -126,7 +127,8 @@ def write_results(
     metrics = folder / CHECKPOINTS / "metrics.jsonl"
     if metrics.is_file():
         os.replace(metrics, folder / "metrics.jsonl")
-    (folder / RESULTS).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    with whole_file(folder / RESULTS) as temporary:
+        temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 

@@ -7,7 +7,7 @@ in panels.py, films.py and curves.py; files are written here.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from .fields import Trajectory
 from .films import film, palette_of, write_gif, write_mp4
 from .metrics import power_spectrum
 from .panels import DPI, OWN_UNITS, View, lead_time, panels_figure, rows_of, volume_figure
+from .safe_files import whole_file
 
 
 def animate(
@@ -64,9 +65,11 @@ def animate(
     rows = rows_of(forecast, truth, field, seen, units)
     frames, draw = film(rows, forecast, seen, units)
     if path.suffix.lower() == ".gif":
-        _write(path, lambda temporary: write_gif(temporary, frames, draw, fps, palette_of(rows)))
+        with whole_file(path, ".gif") as temporary:
+            write_gif(temporary, frames, draw, fps, palette_of(rows))
     else:
-        _write(path, lambda temporary: write_mp4(temporary, frames, draw, fps))
+        with whole_file(path, ".mp4") as temporary:
+            write_mp4(temporary, frames, draw, fps)
     return path
 
 
@@ -214,15 +217,6 @@ def _check_path(path: str | os.PathLike[str], suffixes: tuple[str, ...], overwri
 
 
 def _write_png(path: Path, figure: Any) -> Path:
-    _write(path, lambda temporary: figure.savefig(temporary, dpi=DPI, format="png"))
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=DPI, format="png")
     return path
-
-
-def _write(path: Path, write: Callable[[Path], None]) -> None:
-    """Under a temporary name, then moved: a failure leaves neither half a file nor the loss of an old one."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix.lower()}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ Speed is a ratio within one run, never a bare time.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +14,7 @@ import torch
 import typer
 
 from ..allocator import keep_freed_memory
+from ..safe_files import whole_file
 from .cases import AGREEMENT, cases, network
 
 app = typer.Typer(help="Benchmarks of walrus_hf.", no_args_is_help=True, add_completion=False)
@@ -163,12 +163,8 @@ def _write_json(path: Path | None, results: Mapping[str, Result], small: bool) -
     if path is None:
         return
     content: dict[str, Any] = {"small": small, "threads": torch.get_num_threads(), "cases": results}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with whole_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _fail_where_apart(results: Mapping[str, Result]) -> None:

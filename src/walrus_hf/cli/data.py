@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .options import Overwrite, check_output, print_table, writing
+from .options import Overwrite, check_output, print_table
 
 if TYPE_CHECKING:
     from ..data.manifest import Manifest
@@ -127,8 +127,7 @@ def index(
     if output is not None:
         if "://" not in manifest.root:  # a manifest is read from other folders too
             manifest = dataclasses.replace(manifest, root=str(Path(manifest.root).absolute()))
-        with writing(output):
-            manifest.save(output, overwrite)
+        manifest.save(output, overwrite)
         typer.echo(f"wrote {output}")
 
 

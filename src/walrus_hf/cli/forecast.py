@@ -20,7 +20,6 @@ from .options import (
     check_plot,
     load_pipeline,
     print_scores,
-    writing,
 )
 
 
@@ -83,8 +82,7 @@ def forecast(
     if truth is not None:
         _print_scores(pipe, context, predicted.frames(0, truth.num_frames), truth)
     if plot is not None:
-        with writing(plot):
-            _draw(predicted, truth, plot, overwrite)
+        _draw(predicted, truth, plot, overwrite)
         typer.echo(f"wrote {plot}")
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -84,19 +82,6 @@ def check_plot(path: Path | None, overwrite: bool) -> None:
     needed = ["matplotlib"] + ["imageio_ffmpeg"] * (path.suffix.lower() == ".mp4")
     if not all(find_spec(package) for package in needed):
         raise ImportError("--plot needs more packages: pip install 'walrus-hf[plot]'")
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Errors of the disk while `path` is written, with its name and how to mend them."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OSError(
-            error.errno or errno.EIO,
-            f"{path}: expected to write the file, found {reason}; free space or choose another folder",
-        ) from error
 
 
 def print_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

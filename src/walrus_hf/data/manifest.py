@@ -15,7 +15,6 @@ import json
 import math
 import os
 import re
-import secrets
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -23,6 +22,7 @@ import h5py
 import numpy as np
 
 from ..fields import BoundaryCondition
+from ..safe_files import whole_file
 from . import flowbench
 from .remote import BufferedRangeFile, Identity, RangeFile, join_inside, open_range_file
 from .well import (
@@ -456,9 +456,5 @@ def _flag(value: Any) -> bool:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
+    with whole_file(path) as temporary:
         temporary.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

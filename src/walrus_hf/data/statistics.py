@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+
+from ..safe_files import whole_file
 
 KINDS = ("mean", "std", "rms", "mean_delta", "std_delta", "rms_delta")
 # Cells at a time: their float64 copies stay in the processor's cache.
@@ -298,15 +299,8 @@ def write_stats(stats: Mapping[str, Mapping[str, Any]], path: str | os.PathLike,
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target}: expected an existing folder {target.parent}, found none; make it first")
     text = yaml.safe_dump({kind: dict(fields) for kind, fields in stats.items()})
-    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
+    with whole_file(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, target)
-    except OSError as error:
-        reason = f"{target}: expected to write the file, found {error.strerror}; free space or choose another folder"
-        raise OSError(error.errno, reason) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return target
 
 

@@ -11,7 +11,6 @@ import errno
 import io
 import os
 import re
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import h5py
 import numpy as np
 
 from ..fields import BoundaryCondition, Trajectory
+from ..safe_files import whole_file
 from .well import FIELD_GROUPS, OBSTACLE_MASK, one_line, time_step
 
 
@@ -55,20 +55,14 @@ def save_well(
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target}: expected an existing folder {target.parent}, found none; make it first")
 
-    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        with _PatientFile(temporary, "x+b") as disk:
+    with whole_file(target) as temporary, _PatientFile(temporary, "x+b") as disk:
+        try:
             with h5py.File(disk, "w") as file:
                 _write(file, batch)
-            if disk.failure is not None:
-                raise disk.failure
-        os.replace(temporary, target)
-    except OSError as error:
-        raise OSError(error.errno or errno.EIO, _cannot_write(target, error)) from error
-    except RuntimeError as error:  # h5py raises it where closing fails
-        raise OSError(errno.EIO, _cannot_write(target, error)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        except RuntimeError as error:  # h5py raises it where closing fails
+            raise OSError(errno.EIO, one_line(error)) from error
+        if disk.failure is not None:
+            raise disk.failure
     return target
 
 
@@ -111,11 +105,6 @@ class _PatientFile(io.FileIO):
             view[found:] = bytes(len(view) - found)
             return len(view)
         return found
-
-
-def _cannot_write(target: Path, error: Exception) -> str:
-    reason = " ".join(error.strerror.split()) if isinstance(error, OSError) and error.strerror else one_line(error)
-    return f"{target}: expected to write the file, found {reason}; free space or choose another folder"
 
 
 def _check_alike(batch: list[Trajectory]) -> None:

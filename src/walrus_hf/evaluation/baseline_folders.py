@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..processing_walrus import WalrusProcessor
+from ..safe_files import whole_folder
 
 FORMAT = "walrus_hf.baseline/1"
 SETTINGS, WEIGHTS, LOG = "baseline.json", "baseline.safetensors", "metrics.jsonl"
@@ -47,25 +45,13 @@ def save_folder(
             f"{folder}: expected the folder of a baseline to replace, found {min(found - WRITTEN)!r} in it; choose "
             "another folder"
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with whole_folder(folder) as temporary:
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(contiguous, temporary / WEIGHTS)
         processor.save_pretrained(temporary)
         content = {"format": FORMAT, "kind": kind, "settings": settings, "versions": _versions()}
         (temporary / SETTINGS).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         (temporary / LOG).write_text("".join(json.dumps(row) + "\n" for row in log), encoding="utf-8")
-        temporary.chmod(0o755)  # mkdtemp makes private folders
-        if found:
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-            os.replace(folder, old)
-            os.replace(temporary, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load_folder(folder: Path) -> tuple[str, dict[str, Any], dict[str, Tensor], WalrusProcessor]:

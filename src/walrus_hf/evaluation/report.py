@@ -8,7 +8,6 @@ pictures that stand in the page. Names from files reach it as JSON and are set a
 from __future__ import annotations
 
 import base64
-import errno
 import hashlib
 import json
 import math
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..model_card import RESULTS_FORMAT
+from ..safe_files import whole_file
 from .folder import PARTIAL, RESULTS
 from .report_films import Source, films
 
@@ -62,16 +62,8 @@ def write_report(
     if not output.absolute().parent.is_dir():
         raise FileNotFoundError(f"{output}: expected an existing folder {output.absolute().parent}; create it first")
     text = page(content([Path(folder) for folder in results], [Path(folder) for folder in training]))
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
+    with whole_file(output) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(temporary, output)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        message = f"{output}: expected to write the page, found {reason}; free space or choose another folder"
-        raise OSError(error.errno or errno.EIO, message) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return output
 
 

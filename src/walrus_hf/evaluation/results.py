@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import itertools
 import json
 import math
-import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..safe_files import whole_file
 from . import physics
 from .protocol import MEAN_OF_FIELDS, Protocol
 from .statistics import median_curve, summary
@@ -337,24 +335,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Under a temporary name, then moved."""
-    with _writing(path) as temporary:
+    with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[Path]:
-    """A temporary name that is moved into place at the end; errors of the disk name the file and how to mend them."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(
-            error.errno or errno.EIO,
-            f"{path}: expected to write the file, found {error.strerror or error}; free space or choose another folder",
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_parquet(path: Path, tables: Iterable[Mapping[str, list]]) -> None:
@@ -363,7 +345,7 @@ def write_parquet(path: Path, tables: Iterable[Mapping[str, list]]) -> None:
 
     frames = [pandas.DataFrame(table) for table in tables]
     whole = pandas.concat(frames).astype({"trajectory": "int64", "lead_time": "int64"})
-    with _writing(path) as temporary:
+    with whole_file(path) as temporary:
         whole.to_parquet(temporary, index=False)
 
 

@@ -14,6 +14,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from ..safe_files import whole_file
+
 METRICS_FILE = "metrics.jsonl"
 # Time of a backward pass in forward passes, where no micro-batch of a step can tell.
 BACKWARD = 2.0
@@ -117,9 +119,8 @@ class MetricsFile:
             return
         folder.mkdir(parents=True, exist_ok=True)
         kept = [line for line in _complete_lines(self.path) if json.loads(line)["step"] <= step]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        temporary.replace(self.path)
+        with whole_file(self.path) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def write(self, row: Mapping[str, Any]) -> None:
         if self.is_main_process:

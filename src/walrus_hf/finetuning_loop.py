@@ -21,12 +21,11 @@ from tqdm.auto import tqdm
 
 from .adapters import bare_model
 from .finetuning_data import Windows, epoch_order
-from .metrics import vrmse
 from .training.checkpoints import load_checkpoint, resolve, save_checkpoint
 from .training.guards import GradientGuard, StopSignal, full_value
 from .training.optim import make_scheduler
 from .training.records import MetricsFile
-from .training.validation import SEED, SPACE, prepare_inputs
+from .training.validation import SEED, error_sums, prepare_inputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,17 +242,9 @@ class Tuning:
         return found
 
     def _errors(self, batch: np.ndarray, generator: torch.Generator) -> Tensor:
-        """Sums over windows and channels of the model's error and of persistence's, and how many there are."""
         inputs = self._inputs(self.held_windows, batch, generator)
         # Not through the prepared model: the ranks need not have equally many batches.
-        forecast = self.part(**inputs, frames_to_keep=1).prediction[:, -1].float().cpu()
-        truth, last = (inputs[name][:, -1].cpu() for name in ("labels", "field_values"))
-        if "obstacle_mask" in inputs:
-            inside = inputs["obstacle_mask"][:, None].cpu()
-            forecast, last = torch.where(inside, truth, forecast), torch.where(inside, truth, last)
-        kept = ~inputs["padded_channels"].cpu().numpy()
-        errors, still = (vrmse(x.numpy(), truth.numpy(), SPACE)[kept] for x in (forecast, last))
-        return torch.tensor([errors.sum(), still.sum(), kept.sum()], dtype=torch.float64)
+        return error_sums(self.part(**inputs, frames_to_keep=1).prediction[:, -1], inputs)
 
     def _save(self) -> None:
         state = {

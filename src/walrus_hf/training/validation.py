@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,7 +66,7 @@ class Validation:
                     batch = turn * accelerator.num_processes + accelerator.process_index
                     found = self._errors(accelerator, model, number, batch % self.batches)
                     if batch < self.batches:  # else a forward pass for company
-                        sums[number] += torch.tensor(found, dtype=torch.float64, device=accelerator.device)
+                        sums[number] += found.to(accelerator.device)
             sums = accelerator.reduce(sums, "sum")
         finally:
             model.train(training)
@@ -77,21 +77,31 @@ class Validation:
         }
 
     @torch.no_grad()
-    def _errors(self, accelerator: Accelerator, model: nn.Module, number: int, batch: int) -> tuple[float, float, int]:
-        """Sums over windows and channels of the model's error and of persistence's, and how many there are."""
+    def _errors(self, accelerator: Accelerator, model: nn.Module, number: int, batch: int) -> Tensor:
         inputs = collate(self.reader.read({"source": number, "windows": self.windows[number][batch]}))
         generator = torch.Generator().manual_seed(SEED + batch)
         bare: Any = accelerator.unwrap_model(model)
         with accelerator.autocast():
             _, _, forecast = model(**prepare_inputs(inputs, bare.model, accelerator.device, generator))
-        truth, last = inputs["labels"][:, -1], inputs["field_values"][:, -1]
-        predicted = forecast.float().cpu()
-        if "obstacle_mask" in inputs:
-            inside = inputs["obstacle_mask"][:, None]
-            predicted, last = torch.where(inside, truth, predicted), torch.where(inside, truth, last)
-        kept = ~inputs["padded_channels"].numpy()
-        model_errors, still = (vrmse(x.numpy(), truth.numpy(), SPACE)[kept] for x in (predicted, last))
-        return float(model_errors.sum()), float(still.sum()), int(kept.sum())
+        return error_sums(forecast, inputs)
+
+
+def error_sums(forecast: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Sums of VRMSE over windows and channels that are not padding: the forecast's, persistence's, and how many.
+
+    Args:
+        forecast: of the frame after the last one, `(B, C, H, W, D)`.
+        inputs: of the model, with `labels`. Cells in obstacles count as forecast without error.
+    """
+    forecast, truth, last = (
+        x.float().cpu() for x in (forecast, inputs["labels"][:, -1], inputs["field_values"][:, -1])
+    )
+    if "obstacle_mask" in inputs:
+        inside = inputs["obstacle_mask"][:, None].cpu()
+        forecast, last = torch.where(inside, truth, forecast), torch.where(inside, truth, last)
+    kept = ~inputs["padded_channels"].cpu().numpy()
+    errors, still = (vrmse(x.numpy(), truth.numpy(), SPACE)[kept] for x in (forecast, last))
+    return torch.tensor([errors.sum(), still.sum(), kept.sum()], dtype=torch.float64)
 
 
 def prepare_inputs(

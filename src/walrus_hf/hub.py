@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .adapter_files import first_line
@@ -321,11 +322,21 @@ def weights_digest(folder: Path) -> str:
     for file in _shards(folder):
         with _safetensors(file) as tensors:
             places |= dict.fromkeys(tensors.keys(), file)
+
+    def stored() -> Iterator[tuple[str, Tensor]]:
+        for name, file in sorted(places.items()):
+            with _safetensors(file) as tensors:
+                yield name, tensors.get_tensor(name)
+
+    return tensors_digest(stored())
+
+
+def tensors_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 over names and values, which should come in the order of the names."""
     digest = hashlib.sha256()
-    for name, file in sorted(places.items()):
-        with _safetensors(file) as tensors:
-            digest.update(name.encode())
-            digest.update(tensors.get_tensor(name).contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    for name, values in tensors:
+        digest.update(name.encode())
+        digest.update(values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -71,15 +70,6 @@ def load_folder(folder: Path) -> tuple[str, dict[str, Any], dict[str, Tensor], W
             f"{folder}: expected the folder of a trained baseline, written by its save, found one that cannot be read "
             f"({type(error).__name__}: {error})"
         ) from error
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names and values."""
-    found = hashlib.sha256()
-    for name in sorted(tensors):
-        values = tensors[name].detach().cpu().contiguous()
-        found.update(name.encode() + values.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
 
 
 def _versions() -> dict[str, str]:

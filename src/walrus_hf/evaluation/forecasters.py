@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from torch import Tensor
 from ..data.scenarios import Scenario
 from ..data.streams import scenario_processor
 from ..fields import Trajectory
+from ..hub import tensors_digest
 from ..jitter import warn_unmeasured
 from ..pipeline_walrus import WalrusPipeline
 from ..processing_walrus import WalrusProcessor
@@ -198,17 +198,13 @@ def _checked(forecast: Trajectory, context: Trajectory, steps: int) -> Trajector
 
 def describe_model(name: str, pipe: WalrusPipeline) -> dict[str, Any]:
     """Name, size and a hash over all weights and buffers, so that a resumed evaluation goes on with the same model."""
-    found = hashlib.sha256()
-    for key, value in sorted(pipe.model.state_dict().items()):
-        found.update(key.encode())
-        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     parameters = list(pipe.model.parameters())
     return {
         "name": name,
         "class": type(pipe.model).__name__,
         "parameters": sum(p.numel() for p in parameters),
         "dtype": str(parameters[0].dtype).removeprefix("torch."),
-        "weights": found.hexdigest(),
+        "weights": tensors_digest(sorted(pipe.model.state_dict().items())),
         "processor": _settings(pipe.processor),
     }
 

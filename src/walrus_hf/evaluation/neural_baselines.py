@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from ..data.collator import collate
 from ..fields import BoundaryCondition, Trajectory
+from ..hub import tensors_digest
 from ..modeling_walrus import WalrusPredictionOutput, mask_state
 from ..normalization import accurate, delta_scales, field_scales, per_channel
 from ..pipeline_walrus import usable_device
 from ..processing_walrus import WalrusProcessor
 from ..training.optim import make_optimizer, published_schedule
-from .baseline_folders import digest, save_folder
+from .baseline_folders import save_folder
 from .principal_components import check_context
 from .unet import UNet
 
@@ -373,7 +374,7 @@ class NeuralBaseline:
 
     def fingerprint(self) -> str:
         """A digest of the weights."""
-        return digest(dict(self.network.named_parameters()))
+        return tensors_digest(sorted(self.network.named_parameters()))
 
     @classmethod
     def restore(

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..data.collator import collate
 from ..fields import Trajectory
+from ..hub import tensors_digest
 from ..processing_walrus import WalrusProcessor
-from .baseline_folders import digest, save_folder
+from .baseline_folders import save_folder
 
 # Singular values and spreads below this part of the largest one are noise of float32.
 RANK_TOLERANCE = 1e-6
@@ -124,13 +125,15 @@ class PrincipalComponents:
         """Write a folder for `load_baseline`."""
         if not self.arrays:
             raise ValueError("pca: expected a fitted baseline to save; call fit(stream, seconds) first")
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in self.arrays.items()}
         settings = {"components": self.components, "frames": self.frames, "layout": self.layout}
-        save_folder(folder, self.name, settings, tensors, self.processor, [], overwrite)
+        save_folder(folder, self.name, settings, self._tensors(), self.processor, [], overwrite)
 
     def fingerprint(self) -> str:
         """A digest of what was fitted."""
-        return digest({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in self.arrays.items()})
+        return tensors_digest(sorted(self._tensors().items()))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in self.arrays.items()}
 
     @classmethod
     def restore(

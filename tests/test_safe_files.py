@@ -5,6 +5,7 @@ import os
 import stat
 
 import pytest
+from safetensors import SafetensorError
 
 from walrus_hf.safe_files import whole_file, whole_folder
 
@@ -86,3 +87,24 @@ def test_an_old_folder_comes_back_where_the_new_one_cannot_be_moved(tmp_path, mo
         (temporary / "c").write_text("new")
     assert os.listdir(tmp_path) == ["a"]
     assert (path / "b").read_text() == "old"
+
+
+def test_the_first_error_is_told_even_where_nothing_can_be_cleaned_up(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    message = "a: expected to write the file, found Not a directory"
+    with pytest.raises(OSError, match=message), whole_file(tmp_path / "file" / "a") as temporary:
+        temporary.write_text("x")
+    with pytest.raises(OSError, match="a: expected to write the folder, found"), whole_folder(tmp_path / "file" / "a"):
+        pass
+
+
+def test_an_error_of_another_file_names_that_one_too(tmp_path):
+    other = tmp_path.parent / "cache-that-is-missing" / "b"
+    with pytest.raises(OSError, match="a: expected to write the file, found No such .*cache-that-is-missing/b"):
+        with whole_file(tmp_path / "a"):
+            other.read_text()
+
+
+def test_an_error_of_safetensors_is_one_of_the_folder(tmp_path):
+    with pytest.raises(OSError, match="a: expected to write the folder, found No space"), whole_folder(tmp_path / "a"):
+        raise SafetensorError("No space left on device (os error 28)")

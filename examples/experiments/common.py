@@ -26,6 +26,7 @@ from walrus_hf.finetuning import fit
 from walrus_hf.metrics import persistence, score
 from walrus_hf.modeling_walrus import mask_state
 from walrus_hf.pipeline_walrus import processor_for
+from walrus_hf.safe_files import whole_file
 from walrus_hf.training.arguments import PretrainingArguments, read_recipe
 from walrus_hf.training.loop import pretrain
 from walrus_hf.training.objective import TrainingModel
@@ -127,8 +128,7 @@ def train(
     if file.is_file() and json.loads(file.read_text()) != json.loads(text):
         raise ValueError(f"{folder}: expected a run with the settings of this arm, found others; give another --output")
     if not (folder / "model" / "README.md").is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
+        write(file, text)
         pretrain(arguments)
     return arguments
 
@@ -318,9 +318,8 @@ class Results:
 def write(file: Path, text: str) -> None:
     """Whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f".{file.name}")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(file)
+    with whole_file(file) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def errors_of(found: Sequence[dict], sources: Sequence[Path], first: int, last: int) -> np.ndarray:

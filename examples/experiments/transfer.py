@@ -9,11 +9,10 @@ of each is chosen on the validation split with 16 trajectories. The same command
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
-from common import trajectories
+from common import Results, trajectories
 
 from walrus_hf import Trajectory, WalrusForPrediction, WalrusPipeline
 from walrus_hf.data.simulate import write_simulations
@@ -99,17 +98,15 @@ def main() -> None:
     base = make_base(given.output, pretraining_steps)
     folder = given.output / "data" / UNSEEN / "data"
     train, valid, test = (trajectories(folder / split)[: max(sizes)] for split in ("train", "valid", "test"))
-    file = given.output / "transfer.json"
-    results = json.loads(file.read_text()) if file.is_file() else {}
+    results = Results(given.output / "transfer.json")
 
     def run(method: str, size: int, rate: float) -> dict:
-        key = f"{method}, {size} trajectories, rate {rate:g}"
-        if key not in results:
+        def measured() -> dict:
             start = str(given.output / "untrained") if method == "scratch" else base
             pipe, share = tune(start, train[:size], valid, steps, method, rate)
-            results[key] = {"valid": errors(pipe, valid, 1), "test": errors(pipe, test, 8), "trained": share}
-            file.write_text(json.dumps(results, indent=1))
-        return results[key]
+            return {"valid": errors(pipe, valid, 1), "test": errors(pipe, test, 8), "trained": share}
+
+        return results.get(f"{method}, {size} trajectories, rate {rate:g}", measured)
 
     middle = sizes[len(sizes) // 2]
     rows = [("persistence", errors(None, test, 8)), ("base", errors(WalrusPipeline.from_pretrained(base), test, 8))]

@@ -234,6 +234,8 @@ def trained(checkpoint: Path, arguments: PretrainingArguments, given: argparse.N
             "tokens", "own_forecasts", "own_steps", "gradient_accumulation_steps", "augment", "max_grad_norm",
             "weight_decay")  # fmt: skip
     simulation = runpy.run_path(str(ROOT / "examples" / "simulate.py"))
+    sources = {Path(source).name for source in arguments.sources}
+    scenarios = {name: variants for name, variants in simulation["NANO"].items() if name in sources}
     return {
         "recipe": recipe.relative_to(ROOT).as_posix() if recipe.is_relative_to(ROOT) else None,
         "commit": given.commit, "history": given.history,
@@ -243,9 +245,9 @@ def trained(checkpoint: Path, arguments: PretrainingArguments, given: argparse.N
         **{name: getattr(arguments, name) for name in kept},
         "scenarios": {
             name: {"grids": ["x".join(map(str, grid)) for grid in grids], "variants": list(variants)}
-            for name, (grids, *variants) in simulation["NANO"].items()
+            for name, (grids, *variants) in scenarios.items()
         },
-        "scenario_count": len(simulation["NANO"]), "variants_each": 3, "trajectories": 16, "frames_each": 96,
+        "scenario_count": len(scenarios), "variants_each": 3, "trajectories": 16, "frames_each": 96,
     }  # fmt: skip
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import re
 from collections.abc import Mapping
@@ -12,7 +11,6 @@ from typing import Any
 import torch
 import yaml
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import Tensor
 
 from .configuration_walrus import WalrusConfig
@@ -75,10 +73,7 @@ def convert_checkpoint(
     parameters = sum(p.numel() for p in model.parameters())
     card = converted_card(config, checkpoint.name, _sha256(checkpoint), parameters)
     with whole_folder(output) as temporary:
-        try:
-            model.save_pretrained(temporary)
-        except SafetensorError as error:
-            raise OSError(errno.EIO, str(error)) from error
+        model.save_pretrained(temporary)
         processor_for(config).save_pretrained(temporary)
         (temporary / "README.md").write_text(card, encoding="utf-8")
     return Path(output_dir)

@@ -295,8 +295,9 @@ class WalrusPipeline:
         forecast = np.full(shape, np.nan, dtype=np.float32)
         bar = tqdm(total=ensemble_size * prediction_length, desc="forecast", unit="step", disable=not progress)
         with bar:
-            for member, steps in enumerate(members):
-                for step, state in enumerate(steps):
+            for member in range(ensemble_size):
+                # Taken off the list: a rollout that is left at a NaN must not keep its window and cache.
+                for step, state in enumerate(members.pop(0)):
                     # Each step leaves the device at once, so memory there does not grow with the steps.
                     values = state[0].float().cpu().numpy()
                     if not np.isfinite(values).all():

@@ -11,6 +11,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 
 @contextlib.contextmanager
 def whole_file(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
@@ -24,47 +26,56 @@ def whole_file(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
     Raises:
         OSError: the disk is full, ...; it names the file and how to mend it.
     """
-    temporary = path.with_name(f".{secrets.token_hex(8)}{suffix}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{suffix}")
     try:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise _cannot_write(path, error, "file") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            temporary.unlink()
 
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """The same for a folder; one that is there is replaced, and stays until the new one is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
         yield temporary
         temporary.chmod(0o755)  # mkdtemp makes private folders
         _move_into_place(temporary, path)
-    except OSError as error:
-        raise cannot_write(path, error, "folder") from error
+    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
+        raise _cannot_write(path, error, "folder") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _move_into_place(temporary: Path, path: Path) -> None:
     if not path.exists():
         os.replace(temporary, path)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
+    old = temporary.with_name(f"{temporary.name}-old")
     os.replace(path, old)
     try:
         os.replace(temporary, path)
     except OSError:
         os.replace(old, path)
         raise
-    shutil.rmtree(old)
+    shutil.rmtree(old, ignore_errors=True)
 
 
-def cannot_write(path: Path, error: OSError, what: str = "file") -> OSError:
+def _cannot_write(path: Path, error: Exception, what: str) -> OSError:
     """The same error with the name of what was to be written, and a remedy."""
-    reason = " ".join((error.strerror or str(error)).split())
-    message = f"{path}: expected to write the {what}, found {reason}; free space or choose another folder"
-    return OSError(error.errno or errno.EIO, message)
+    reason, code = str(error), errno.EIO
+    if isinstance(error, OSError):
+        reason, code = error.strerror or reason, error.errno or code
+        other = (
+            error.filename is not None and path.parent.absolute() not in Path(str(error.filename)).absolute().parents
+        )
+        reason += f" ({error.filename})" if other else ""
+    reason = " ".join(reason.split())
+    return OSError(code, f"{path}: expected to write the {what}, found {reason}; free space or choose another folder")

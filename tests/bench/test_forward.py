@@ -1,6 +1,7 @@
 """The forward benchmark runs, both sides agree and its JSON is whole; times are never asserted."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(bench.os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     code, _ = run("--json", old)
     assert code == 1
     assert old.read_text() == "old"

@@ -157,7 +157,7 @@ def smooth_noise(rng: np.random.Generator, grid: Sequence[int], cell: float, sho
 
     On more cells of the same box, the same noise.
     """
-    counts = [int(n * cell / shortest) for n in grid]
+    counts = [int(n * cell / shortest + 1e-9) for n in grid]
     indices = [np.arange(-count, count + 1) for count in counts]
     waves = np.meshgrid(*(index / (n * cell) for index, n in zip(indices, grid)), indexing="ij")
     k = shortest * np.sqrt(sum_of_squares(waves))

@@ -100,9 +100,9 @@ def test_the_first_error_is_told_even_where_nothing_can_be_cleaned_up(tmp_path):
 
 def test_an_error_of_another_file_names_that_one_too(tmp_path):
     other = tmp_path.parent / "cache-that-is-missing" / "b"
-    with pytest.raises(OSError, match="a: expected to write the file, found No such .*cache-that-is-missing/b"):
-        with whole_file(tmp_path / "a"):
-            other.read_text()
+    message = r"a: expected to write the file, found No such .*cache-that-is-missing/b"
+    with pytest.raises(OSError, match=message), whole_file(tmp_path / "a"):
+        other.read_text()
 
 
 def test_an_error_of_safetensors_is_one_of_the_folder(tmp_path):

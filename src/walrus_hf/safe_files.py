@@ -73,9 +73,8 @@ def _cannot_write(path: Path, error: Exception, what: str) -> OSError:
     reason, code = str(error), errno.EIO
     if isinstance(error, OSError):
         reason, code = error.strerror or reason, error.errno or code
-        other = (
-            error.filename is not None and path.parent.absolute() not in Path(str(error.filename)).absolute().parents
-        )
-        reason += f" ({error.filename})" if other else ""
+        named = None if error.filename is None else Path(str(error.filename)).absolute()
+        if named is not None and path.parent.absolute() not in named.parents:
+            reason += f" ({named})"
     reason = " ".join(reason.split())
     return OSError(code, f"{path}: expected to write the {what}, found {reason}; free space or choose another folder")

@@ -20,6 +20,8 @@ from walrus_hf.data.flowbench import (
     reynolds_number,
 )
 
+from .http_server import Fault, RangeServer
+
 FRAMES, NX, NY = 7, 32, 8
 
 
@@ -238,6 +240,16 @@ def folder(root):
     for path in ("harmonics/3/input_geometry.npz", "nurbs/3/notes.npz", "harmonics/3/.gitkeep"):
         (root / path).write_bytes(b"")
     return root
+
+
+def test_an_archive_behind_http_is_read_although_the_server_fails_now_and_then(values):
+    name, content = "harmonics/21/Re_282.npz", archive(values).getvalue()
+    with RangeServer({name: content}) as server:
+        server.script(name, Fault(status=503), None, Fault(cut=10), None)
+        found = load_flowbench(server.url(name), 1, 2)
+    local = load_flowbench(archive(values), 1, 2)
+    np.testing.assert_array_equal(found.fields["velocity"], local.fields["velocity"])
+    assert found.name == "flowbench_fpo_harmonics_21_Re_282"
 
 
 def test_simulations_are_listed_by_family_geometry_and_reynolds_number(tmp_path):

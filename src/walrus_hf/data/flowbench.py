@@ -23,12 +23,12 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from ..fields import BoundaryCondition, Trajectory
+from .remote import BufferedRangeFile, list_files, open_range_file
 from .well import one_line, refuse_too_large
 
 DATASET_NAME = "flowbench_fpo"
@@ -159,7 +159,7 @@ def list_flowbench(root: str | os.PathLike, exclude: Sequence[str] = ()) -> list
     """All simulations below a folder, by family, geometry and Reynolds number.
 
     Args:
-        root: a local folder or a URL that fsspec can list.
+        root: a local folder or a URL that can be listed.
         exclude: parts of paths below `root` to leave out, such as `"Re_614.npz"`.
 
     Raises:
@@ -167,7 +167,7 @@ def list_flowbench(root: str | os.PathLike, exclude: Sequence[str] = ()) -> list
     """
     location = os.fspath(root).rstrip("/")
     location = location if "://" in location else os.path.abspath(location)
-    paths = set(_files_below(location))
+    paths = set(list_files(location, (".npz",), recursive=True))
     found = []
     for path in paths:
         parts, below = path.split("/"), path.removeprefix(location)
@@ -297,12 +297,7 @@ def _opened(source: Source) -> Iterator[zipfile.ZipFile]:
 
 def _open_path(path: str) -> contextlib.AbstractContextManager[Any]:
     if "://" in path:
-        try:
-            import fsspec
-        except ImportError:
-            raise ImportError(f"{path}: reading from a URL needs fsspec: pip install 'walrus-hf[data]'") from None
-        filesystem, inner = fsspec.core.url_to_fs(path)
-        return filesystem.open(inner, "rb")
+        return BufferedRangeFile(open_range_file(path))
     if os.path.isdir(path):
         raise IsADirectoryError(f"{path}: expected an .npz archive, found a directory; name one file in it")
     if not os.path.isfile(path):
@@ -337,21 +332,6 @@ def _array(archive: zipfile.ZipFile, key: str, kinds: str = "iuf") -> Iterator[_
                 f"{member.file_size - stream.tell()} in the archive; download it again"
             )
         yield _Array(stream, shape, "F" if fortran else "C", dtype)
-
-
-def _files_below(location: str) -> list[str]:
-    """All files, with forward slashes, as they can be opened."""
-    if "://" not in location:
-        folder = Path(location)
-        if not folder.is_dir():
-            raise FileNotFoundError(f"{location}: expected a folder of FlowBench, found none; check the path")
-        return [path.as_posix() for path in folder.rglob("*.npz")]
-    try:
-        import fsspec
-    except ImportError:
-        raise ImportError(f"{location}: listing a URL needs fsspec: pip install 'walrus-hf[data]'") from None
-    filesystem, path = fsspec.core.url_to_fs(location)
-    return [filesystem.unstrip_protocol(found) for found in filesystem.find(path) if found.endswith(".npz")]
 
 
 def _name_of(path: str | os.PathLike) -> str:

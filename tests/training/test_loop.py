@@ -333,6 +333,12 @@ def test_blocks_are_the_same_where_memory_grows_with_the_micro_batches_of_a_proc
     assert all(index.num_trajectories < index.num_blocks for index in one)
 
 
+def test_memory_that_holds_no_blocks_of_a_source_is_warned_about(folder):
+    arguments = settings(folder / "data", folder, cache_bytes=2**14)
+    with pytest.warns(UserWarning, match=r"cache_bytes=16384: memory holds no blocks of \d of \d sources"):
+        loop.open_indexes(arguments, arguments.config())
+
+
 def test_more_steps_follow_the_schedule_of_the_new_number_at_once(folder, tmp_path):
     checkpoint = str(folder / "straight" / "step-00000006")  # where the rate was 0
     changes = {"max_steps": 10, "validation_steps": 0, "save_steps": 10}

@@ -84,7 +84,7 @@ def load_stream(
     weighted = _weighted(sources)
     if blocks_in_memory < 1:
         raise ValueError(f"blocks_in_memory: expected at least 1, found {blocks_in_memory}")
-    block_bytes = min(LARGEST_BLOCK, cache_bytes // (2 * blocks_in_memory * len(weighted)))
+    blocks = 2 * blocks_in_memory * len(weighted)
     indexes = []
     for source, _ in weighted:
         if isinstance(source, ScenarioIndex):
@@ -96,9 +96,11 @@ def load_stream(
         settings = settings if scenario is None else scenario_processor(settings, scenario)
         name = os.fspath(source) if scenario is None else scenario.name
         indexes.append(
-            ScenarioIndex(name, manifest, frames, stride_range, settings, zeros, block_bytes, storage_options)
+            ScenarioIndex(
+                name, manifest, frames, stride_range, settings, zeros, block_bytes(cache_bytes, blocks), storage_options
+            )
         )
-    _warn_of_small_blocks(indexes, cache_bytes, blocks_in_memory)
+    warn_of_small_blocks(indexes, cache_bytes, blocks)
     plan = StreamPlan(
         indexes,
         [weight for _, weight in weighted],
@@ -113,17 +115,22 @@ def load_stream(
     return stream_of(plan, BatchReader(indexes, cache_bytes, threads, augment, skip_damaged))
 
 
-def _warn_of_small_blocks(indexes: Sequence[ScenarioIndex], cache_bytes: int, blocks_in_memory: int) -> None:
-    """Say so where the memory does not hold blocks: each frame is then read for each of its windows."""
+def block_bytes(cache_bytes: int, blocks: int) -> int:
+    """Size of a block of frames, where so many of them share the memory."""
+    return min(LARGEST_BLOCK, cache_bytes // blocks)
+
+
+def warn_of_small_blocks(indexes: Sequence[ScenarioIndex], cache_bytes: int, blocks: int) -> None:
+    """Say so where the memory does not hold so many blocks: each frame is then read for each of its windows."""
     small = [index for index in indexes if index.num_blocks == index.num_windows > index.num_trajectories]
     if not small:
         return
     spans = [index.stride_range[1] * (index.frames - 1) * index.frame_bytes for index in small]
-    cheapest = 2 * blocks_in_memory * len(indexes) * 2 * min(spans)
+    cheapest = blocks * 2 * min(spans)
     warnings.warn(
         f"cache_bytes={cache_bytes}: memory holds no blocks of {len(small)} of {len(indexes)} sources, so each window "
         f"is read by itself, about {small[0].frames} times as much; about {cheapest / 2**30:.1f} GiB would help the "
-        f"smallest of them ({small[spans.index(min(spans))].name}), fewer sources or blocks_in_memory too",
+        f"smallest of them ({small[spans.index(min(spans))].name}), a smaller blocks_in_memory too",
         stacklevel=3,
     )
 

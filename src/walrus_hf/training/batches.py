@@ -17,7 +17,7 @@ from ..data.index import ScenarioIndex
 from ..data.manifest import SUFFIXES
 from ..data.reader import BatchReader
 from ..data.source_files import locate_source, open_source
-from ..data.streams import LARGEST_BLOCK, scenario_processor
+from ..data.streams import block_bytes, scenario_processor, warn_of_small_blocks
 from ..processing_walrus import WalrusProcessor
 from .arguments import PretrainingArguments
 from .costs import Geometry
@@ -43,6 +43,7 @@ def open_indexes(arguments: PretrainingArguments, config: WalrusConfig) -> list[
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"sources: expected different names, found {name!r} twice; rename one of the folders")
+    warn_of_small_blocks(found, arguments.cache_bytes, _blocks(arguments))
     return found
 
 
@@ -72,16 +73,20 @@ def open_index(
     zeros = () if scenario is None else scenario.zero_fields
     name = source_name(source, arguments.sources) if scenario is None else scenario.name
     shape = micro_batch_shape(arguments.mode, len(manifest.files[0].axes) == 3, arguments.batch_size, arguments.frames)
-    # A rank is at home in about as many lanes as it has micro-batches in a step, and fetches ahead as much again.
-    blocks = 2 * arguments.blocks_in_memory * arguments.gradient_accumulation_steps
-    block_bytes = min(LARGEST_BLOCK, arguments.cache_bytes // blocks)
     strides = (arguments.stride_min, arguments.stride_max)
     frames = shape.frames + extra_frames + 1
     try:
-        return ScenarioIndex(name, manifest, frames, strides, processor, zeros, block_bytes)
+        size = block_bytes(arguments.cache_bytes, _blocks(arguments))
+        return ScenarioIndex(name, manifest, frames, strides, processor, zeros, size)
     except ValueError as error:
         note = f" (windows have {extra_frames} frames more for own_steps)" if extra_frames else ""
         raise ValueError(f"{error}{note}") from error
+
+
+def _blocks(arguments: PretrainingArguments) -> int:
+    """That share the memory: a rank is at home in about as many lanes as it has micro-batches in a step, and fetches
+    ahead as much again."""
+    return 2 * arguments.blocks_in_memory * arguments.gradient_accumulation_steps
 
 
 def source_name(source: str, sources: Sequence[str]) -> str:

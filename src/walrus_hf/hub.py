@@ -121,7 +121,7 @@ def prepare_upload(
     files: dict[str, Path | bytes] = {}
     files |= {name: folder / name for name in names if STATE.fullmatch(name) or SHARED.fullmatch(name)}
     files |= _adapter_files(folder, base_model) if adapter else _checkpoint_files(folder)
-    measured = None if results is None else _read_results(Path(results))
+    measured = None if results is None else read_results(Path(results))
     if measured is not None:
         if not adapter:
             _check_results(measured, Path(str(results)), folder)
@@ -385,15 +385,23 @@ def _new_adapter_card(folder: Path, base: str) -> str:
     return adapter_card(base, kind, provenance=f"`adapter_model.safetensors`: SHA-256 `{digest}`.")
 
 
-def _read_results(file: Path) -> dict[str, Any]:
-    if file.is_dir():
-        file = file / "results.json"
+def read_results(path: Path) -> dict[str, Any]:
+    """What `walrus-hf evaluate` measured: results.json of a folder, or that file itself.
+
+    Raises:
+        FileNotFoundError: there is none, or an evaluation that has not finished.
+        ValueError: another format, or a damaged file.
+    """
+    file = path / "results.json" if path.is_dir() else path
     if not file.is_file():
-        raise FileNotFoundError(f"{file}: expected the results.json of `walrus-hf evaluate`, found no such file")
+        unfinished = (file.parent / "partial").is_dir()
+        found = "one that has not finished; the same command again finishes it" if unfinished else "none"
+        raise FileNotFoundError(f"{path}: expected the folder of an evaluation with a results.json, found {found}")
     results = _read_json(file)
     if results.get("format") != RESULTS_FORMAT:
         raise ValueError(
-            f"{file}: expected results of `walrus-hf evaluate` ({RESULTS_FORMAT}), found {results.get('format')!r}"
+            f"{file}: expected results of `walrus-hf evaluate` ({RESULTS_FORMAT}), found format "
+            f"{results.get('format')!r}; evaluate again"
         )
     return results
 

@@ -353,5 +353,5 @@ def _error_table(results: Mapping[str, Any]) -> str:
     times = [t for t in (1, 2, 5, 10, 20) if t <= len(curves["after"])]
     lines = {"one step, all held-out windows": [results["vrmse"][name] for name in who]}
     lines |= {f"forecast, step {t}": [curves[name][t - 1] for name in who] for t in times}
-    rows = [f"| {what} | {' | '.join(f'{value:.4f}' for value in values)} |" for what, values in lines.items()]
-    return "\n".join(["| | before | after | persistence |", "|---|---|---|---|", *rows])
+    rows = [(what, *(f"{value:.4f}" for value in values)) for what, values in lines.items()]
+    return markdown_table(["", *who], rows)

@@ -29,7 +29,7 @@ def test_an_existing_page_is_replaced_only_on_request(run, refused, results, tmp
 
 def test_what_cannot_be_reported_is_said_in_one_line(refused, results, tmp_path):
     out = ("--output", tmp_path / "page.html")
-    assert "expected a folder with results.json, found none" in refused("report", tmp_path, *out)
+    assert "expected the folder of an evaluation with a results.json, found none" in refused("report", tmp_path, *out)
     assert "rows in metrics.jsonl, found none" in refused("report", results, "--training", tmp_path, *out)
     assert "ending in .html or .htm" in refused("report", results, "--output", tmp_path / "page.pdf")
     assert "found 'evaluation' twice" in refused("report", results, results, *out)

@@ -116,7 +116,11 @@ def test_what_is_no_evaluation_is_refused(errors, tmp_path):
     (folder / "trajectories.parquet").unlink()
     with pytest.raises(FileNotFoundError, match="evaluate again"):
         compare(folder, folder)
-    for text in ("{", "[]", '{"format": "walrus_hf.evaluation/9"}'):
+    for text, message in (
+        ("{", "expected JSON"),
+        ("[]", "found a list"),
+        ('{"format": "walrus_hf.evaluation/9"}', "expected results of `walrus-hf evaluate`"),
+    ):
         (folder / "results.json").write_text(text)
-        with pytest.raises(ValueError, match="expected results of `walrus-hf evaluate`"):
+        with pytest.raises(ValueError, match=message):
             compare(folder, folder)

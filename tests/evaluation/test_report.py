@@ -230,14 +230,14 @@ def test_what_is_no_evaluation_is_refused_and_an_old_page_kept(results, tmp_path
             write_report(folders, page, overwrite=True)
         assert page.read_text() == "mine"
 
-    refused(FileNotFoundError, r"a folder with results\.json, found none", tmp_path)
+    refused(FileNotFoundError, r"folder of an evaluation with a results\.json, found none", tmp_path)
     refused(FileNotFoundError, "has not finished; the same command again finishes it", unfinished)
     refused(ValueError, "found 'evaluation' twice", results, results)
     refused(ValueError, "at least one folder")
     change(broken, scenarios={"line": {"fields": []}})
     refused(ValueError, r"found a damaged file \(KeyError: 'notes'\); evaluate again", broken)
     change(broken, format="walrus_hf.evaluation/9")
-    refused(ValueError, "format 'walrus_hf.evaluation/1', found 'walrus_hf.evaluation/9'", broken)
+    refused(ValueError, r"\(walrus_hf\.evaluation/1\), found format 'walrus_hf\.evaluation/9'", broken)
     (broken / "results.json").write_text("{")
     refused(ValueError, "expected JSON", broken)
     with pytest.raises(FileExistsError, match="--overwrite"):

@@ -221,12 +221,18 @@ def test_names_that_the_hub_does_not_take_are_refused(saved, name):
         prepare_upload(saved / "whole", name)
 
 
-@pytest.mark.parametrize(("content", "error"), [('{"format": "other"}', ValueError), (None, FileNotFoundError)])
-def test_results_of_something_else_are_refused(saved, tmp_path, content, error):
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        ('{"format": "other"}', ValueError, "expected results of `walrus-hf evaluate`.* found format 'other'"),
+        (None, FileNotFoundError, r"expected the folder of an evaluation with a results\.json, found none"),
+    ],
+)
+def test_results_of_something_else_are_refused(saved, tmp_path, content, error, message):
     file = tmp_path / "results.json"
     if content is not None:
         file.write_text(content)
-    with pytest.raises(error, match=r"expected .*results.* of `walrus-hf evaluate`"):
+    with pytest.raises(error, match=message):
         prepare_upload(saved / "whole", "lab/mine", results=file)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..model_card import RESULTS_FORMAT
+from ..hub import read_results
 from .folder import RESULTS, TRAJECTORIES
 from .protocol import MEAN_OF_FIELDS, Protocol
 from .results import window_means
@@ -44,7 +43,7 @@ def compare(
         FileNotFoundError, ValueError: no results, results of different protocols, no scenario or trajectory in common.
         ImportError: the extra `eval` is not installed.
     """
-    one, other = load_results(first), load_results(second)
+    one, other = read_results(Path(first).expanduser()), read_results(Path(second).expanduser())
     _refuse_others(one["protocol"], other["protocol"])
     protocol = _protocol(one["protocol"])
     notes = [
@@ -68,22 +67,6 @@ def compare(
     if not rows:
         raise ValueError("expected trajectories in common, found none: " + "; ".join(notes))
     return {"rows": rows, "notes": notes}
-
-
-def load_results(path: str | os.PathLike) -> dict[str, Any]:
-    """results.json of a folder, or that file itself."""
-    file = _folder(path) / RESULTS
-    if not file.is_file():
-        raise FileNotFoundError(f"{path}: expected the folder of an evaluation with a {RESULTS}, found none")
-    try:
-        results = json.loads(file.read_text(encoding="utf-8"))
-        if results["format"] != RESULTS_FORMAT:
-            raise ValueError(f"format {results['format']!r}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{file}: expected results of `walrus-hf evaluate` ({RESULTS_FORMAT}), found {error}"
-        ) from error
-    return results
 
 
 def load_trajectories(path: str | os.PathLike) -> pandas.DataFrame:

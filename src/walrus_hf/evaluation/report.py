@@ -17,9 +17,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ..model_card import RESULTS_FORMAT
+from ..hub import read_results
 from ..safe_files import whole_file
-from .folder import PARTIAL, RESULTS
+from .folder import RESULTS
 from .report_films import Source, films
 
 DIGITS = 5  # of the numbers in the page; results.json has them all
@@ -71,7 +71,7 @@ def content(results: Sequence[Path], training: Sequence[Path] = ()) -> dict[str,
     """Everything the page shows, as JSON values."""
     folders = [path.parent if path.name == RESULTS else path for path in results]
     names = _names(folders)
-    loaded = [_load(folder) for folder in folders]
+    loaded = [read_results(folder) for folder in folders]
     runs: list[dict[str, Any]] = []
     scenarios: dict[str, Any] = {}
     sources: list[Source] = []
@@ -149,27 +149,6 @@ def _names(folders: Sequence[Path]) -> list[str]:
     if twice:
         raise ValueError(f"expected folders of different names, which tell them apart, found {twice[0]!r} twice")
     return names
-
-
-def _load(folder: Path) -> dict[str, Any]:
-    path = folder / RESULTS
-    if not path.is_file():
-        unfinished = (folder / PARTIAL).is_dir()
-        remedy = "the same command again finishes it" if unfinished else "name a folder of `walrus-hf evaluate`"
-        raise FileNotFoundError(
-            f"{folder}: expected a folder with {RESULTS}, found "
-            f"{'an evaluation that has not finished' if unfinished else 'none'}; {remedy}"
-        )
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: expected JSON, found something else ({error}); evaluate again") from error
-    version = found.get("format") if isinstance(found, dict) else None
-    if version != RESULTS_FORMAT:
-        raise ValueError(
-            f"{path}: expected results of the format {RESULTS_FORMAT!r}, found {version!r}; evaluate again"
-        )
-    return found
 
 
 def _add_scenario(scenarios: dict[str, Any], name: str, entry: Mapping[str, Any], run: str) -> None:

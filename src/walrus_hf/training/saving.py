@@ -11,6 +11,7 @@ from torch import nn
 
 from ..checkpoints import is_on_hub
 from ..hub import prepare_upload, push
+from ..model_card import markdown_table
 from ..modeling_walrus import WalrusForPrediction
 from ..pipeline_walrus import WalrusPipeline
 from ..processing_walrus import WalrusProcessor
@@ -89,8 +90,8 @@ def trained_card(
 ) -> str:
     """What was trained on what, and how well it forecasts there."""
     names = [source_name(source, arguments.sources) for source in arguments.sources]
-    rows = [f"| {name} | {error['vrmse']:.4f} | {error['persistence']:.4f} |" for name, error in errors.items()]
-    table = "\n".join(["| scenario | model | persistence |", "|---|---|---|", *rows]) if rows else "Not measured."
+    rows = [(name, f"{error['vrmse']:.4f}", f"{error['persistence']:.4f}") for name, error in errors.items()]
+    table = markdown_table(["scenario", "model", "persistence"], rows) if rows else "Not measured."
     start = arguments.model_name_or_path
     data = ModelCardData(
         library_name="walrus_hf", tags=["physics", "partial-differential-equations", "surrogate-model", "walrus"],

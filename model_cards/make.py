@@ -170,8 +170,9 @@ def nano() -> tuple[dict[str, Any], str]:
         size=f"{size_text(config, results['parameters'])} Stored in {weights['stored']}, {weights['megabytes']} MB; "
         f"computes in {weights['computed']}.",
         costs=results["costs"], evaluation=nano_evaluation(results), training=nano_training(trained),
-        provenance=f"{NANO}\n\nCommit of the training: {trained['commit'] or 'not recorded'}. SHA-256 of "
-        f"`model.safetensors`: `{weights['sha256']}`.",
+        provenance=f"{NANO}\n\nThe weights in the package were measured by `{trained['command']}`. Commit of the last "
+        f"stage of their training: {trained['commit'] or 'not recorded'}. SHA-256 of `model.safetensors`: "
+        f"`{weights['sha256']}`.",
         data=ModelCardData(license="mit", library_name="walrus_hf", pipeline_tag=TASK, tags=list(TAGS)),
         limits=[f"It was trained on frames that lie 1 to {trained['stride_max']} frames of the simulations apart, on "
                 "grids as listed above; larger ones get larger patches, not more tokens."],
@@ -224,17 +225,21 @@ def compared(results: Mapping[str, Any], part: str) -> dict[str, dict[str, Any]]
     return {name: {**found["forecasters"], **added.get(name, {})} for name, found in results[part].items()}
 
 
-def median(forecasters: Mapping[str, Any], who: str, window: str) -> float:
+def median(forecasters: Mapping[str, Any], who: str, window: str, statistic: str = "median") -> float:
     """Infinite where the forecast failed."""
-    found = forecasters[who][window]["median"]
+    found = forecasters[who][window][statistic]
     return math.inf if found is None else found
 
 
 def standings(sources: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By window: of how many sources the model's median is below that of persistence, and of the best of all others."""
+    """By window: of how many sources the model's median is below that of persistence, and of the best of all others.
+
+    Medians of few trajectories can be luck, so it also says where the mean is not below, and how often the intervals of
+    both medians overlap.
+    """
     found = {}
     for window in ("1", "1:10", "11:30"):
-        behind, behind_best = [], {}
+        behind, behind_best, behind_mean, overlapping = [], {}, [], 0
         for name, forecasters in sources.items():
             error = median(forecasters, "model", window)
             others = [who for who in forecasters if who != "model"]
@@ -243,10 +248,15 @@ def standings(sources: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, A
                 behind.append(name)
             if not error < median(forecasters, best, window):
                 behind_best[name] = best
+            if not median(forecasters, "model", window, "mean") < median(forecasters, "persistence", window, "mean"):
+                behind_mean.append(name)
+            high = median(forecasters, "model", window, "median_high")
+            overlapping += not high < median(forecasters, "persistence", window, "median_low")
         found[window] = {
             "sources": len(sources), "below_persistence": len(sources) - len(behind),
             "not_below_persistence": behind, "below_best": len(sources) - len(behind_best),
-            "not_below_best": behind_best,
+            "not_below_best": behind_best, "not_below_persistence_by_mean": behind_mean,
+            "intervals_overlap": overlapping,
         }  # fmt: skip
     return found
 
@@ -319,7 +329,21 @@ def verdict(windows: Mapping[str, Mapping[str, Any]]) -> str:
                 told = ", ".join(lost)
             if told:
                 parts.append(f"{'**Not**' if behind == 'not_below_persistence' else 'Better'} at {name}: {told}.")
+        if behind == "not_below_persistence":
+            parts += by_means(windows)
     return " ".join(parts)
+
+
+def by_means(windows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The same of means over trajectories, and how sure the medians are."""
+    lost = {name: found["not_below_persistence_by_mean"] for name, found in windows.items()}
+    counts = ", ".join(f"{found['sources'] - len(lost[name])} at {name}" for name, found in windows.items())
+    told = "; ".join(f"at {name} not {', '.join(names)}" for name, names in lost.items() if names)
+    overlaps = ", ".join(f"{found['intervals_overlap']} at {name}" for name, found in windows.items())
+    return [
+        f"By means over trajectories in {counts}{f' ({told})' if told else ''}.",
+        f"The intervals of both medians overlap in {overlaps}.",
+    ]
 
 
 def tables(results: Mapping[str, Any], part: str) -> list[str]:

@@ -258,9 +258,10 @@ def test_timing_in_turn_takes_out_a_machine_that_slows_down(module, monkeypatch)
 
         return work
 
-    found = dial.time_ratios([call(1.0), call(2.0), call(4.0)], 6)
+    found, own = dial.time_ratios([call(1.0), call(2.0), call(4.0)], 6)
     assert found[0] == 1
     assert found[1:] == pytest.approx([2, 4], rel=0.05)
+    assert 1 < own < 2
 
 
 # --- stress

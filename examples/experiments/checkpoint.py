@@ -92,7 +92,11 @@ def training_text(folder: Path) -> str | None:
     card = CARDS / folder.name / "results.json"
     if folder.parent == PACKAGED_FOLDER and card.is_file():
         training = json.loads(card.read_text())["training"]
-        return f"trained for {training['steps']:,} steps in {training['minutes']:,} minutes of one core"
+        tokens = ", ".join(map(str, training["tokens"]))
+        return (
+            f"trained for {training['steps']:,} steps in {training['minutes']:,} minutes of one core, at the end with "
+            f"tokens an axis drawn from {tokens}"
+        )
     return None
 
 

@@ -157,7 +157,8 @@ def finetune(
     """All weights, at the learning rate whose next frames are best on the validation split.
 
     Returns:
-        `rate`, and `curves` (windows, lead): errors of forecasts of the test trajectories.
+        `rate`; `tuned`, False where no step at this rate was better than none, so that these are the first weights;
+        and `curves` (windows, lead): errors of forecasts of the test trajectories.
     """
     best: tuple[float, float, WalrusPipeline | None] = (np.inf, 0.0, None)
     for rate in rates:
@@ -173,7 +174,10 @@ def finetune(
     _, rate, pipe = best
     if pipe is None:
         raise RuntimeError(f"fine-tuning from {start}: no forecast is finite at any of the rates {list(rates)}")
-    return {"rate": rate, **errors_from(pipe.model, test, lead)}
+    first = start if isinstance(start, WalrusPipeline) else WalrusPipeline.from_pretrained(start, device="cpu")
+    before = dict(first.model.named_parameters())
+    tuned = any(not torch.equal(p.cpu(), before[name].cpu()) for name, p in pipe.model.named_parameters())
+    return {**errors_from(pipe.model, test, lead), "rate": rate, "tuned": tuned}
 
 
 def untrained(folder: Path, seed: int, tiny: bool = False) -> Path:
@@ -196,7 +200,7 @@ def errors_from(model: WalrusForPrediction | None, test: list[Trajectory], lead:
     config = WalrusConfig.tiny(**geometry(tiny=False)) if model is None else model.config
     windows = Windows.from_trajectories(test, config, firsts, lead)
     forecast = None if model is None else rollout(model, windows.inputs, lead, jitter=True)
-    return {"rate": 0.0, "curves": windows.errors(forecast).round(4).tolist()}
+    return {"curves": windows.errors(forecast).round(4).tolist()}
 
 
 def by_trajectory(found: Sequence[dict[str, Any]], first: int, last: int) -> np.ndarray:
@@ -359,6 +363,11 @@ def ratio_interval(
 def improvement(ratios: np.ndarray) -> np.ndarray:
     """How much lower the error is: the median over scenarios, as a part of the error it is compared with."""
     return 1 - np.median(ratios, axis=-1)
+
+
+def above(errors: Sequence[float], bound: float) -> str:
+    """`"3 of 8"`: how many are above the bound."""
+    return f"{sum(error > bound for error in errors)} of {len(errors)}"
 
 
 def span(label: str) -> str:

@@ -5,9 +5,9 @@
     OMP_NUM_THREADS=1 python examples/experiments/compute_dial.py --output runs/dial-tiny --tiny   # does it run?
 
 `tokens_per_axis` is the one compute dial: the kernels stay, their strides change. Forecasts of 30 frames of test
-trajectories at each count, with jitter and without; at the count of the training also with the same patches made by
-other strides of the two stages. Seconds are those of one forecast step, measured in turn, in one process and relative
-to the count of the training, so other work on the machine hits all alike. The same command goes on after a stop.
+trajectories at each count, with jitter and without; at the default count also with the same patches made by other
+strides of the two stages. Seconds are those of one forecast step, measured in turn, in one process and relative to the
+default count, so other work on the machine hits all alike. The same command goes on after a stop.
 """
 
 import argparse
@@ -60,8 +60,9 @@ def restrided(plan: TokenizationPlan, stage: int) -> tuple[Strides, ...]:
     return tuple(pairs)
 
 
-def time_ratios(calls: Sequence[Callable[[], Any]], rounds: int) -> list[float]:
-    """Seconds of each call over those of the first, the median over rounds; every other round runs backwards."""
+def time_ratios(calls: Sequence[Callable[[], Any]], rounds: int) -> tuple[list[float], float]:
+    """Seconds of each call over those of the first, and those of the first: medians over rounds, every other of which
+    runs backwards."""
     for call in calls:
         call()
     seconds = np.zeros((rounds, len(calls)))
@@ -70,15 +71,16 @@ def time_ratios(calls: Sequence[Callable[[], Any]], rounds: int) -> list[float]:
             start = time.perf_counter()
             calls[i]()
             seconds[turn, i] = time.perf_counter() - start
-    return np.median(seconds / seconds[:, :1], axis=0).tolist()
+    return np.median(seconds / seconds[:, :1], axis=0).tolist(), float(np.median(seconds[:, 0]))
 
 
 @torch.no_grad()
 def seconds_of(model: WalrusForPrediction, windows: Windows, plans: dict[int, TokenizationPlan], rounds: int) -> dict:
-    """Target -> seconds of one forecast step of one trajectory, over those of the first target."""
+    """Target -> seconds of one forecast step of one trajectory, over those of the first target, which are "own"."""
     given = {name: value[:1] for name, value in windows.inputs.items() if name != "boundary_conditions"}
     calls = [lambda p=plan: model(**given, plan=p, frames_to_keep=1) for plan in plans.values()]
-    return dict(zip(map(str, plans), time_ratios(calls, rounds)))
+    ratios, own = time_ratios(calls, rounds)
+    return {**dict(zip(map(str, plans), ratios)), "own": own}
 
 
 def measure(given: argparse.Namespace, checkpoint: Checkpoint, results: Results) -> dict[str, dict[str, Any]]:
@@ -128,7 +130,7 @@ def measure(given: argparse.Namespace, checkpoint: Checkpoint, results: Results)
 def over_own(
     found: dict[str, dict[str, Any]], names: Sequence[str], window: str, jitter: str
 ) -> dict[int, list[float]]:
-    """Target -> error over that of the training's target with jitter, of each scenario that has a plan for it."""
+    """Target -> error over that of the default target with jitter, of each scenario that has a plan for it."""
     ratios: dict[int, list[float]] = {}
     for name in names:
         reference = found[name]["targets"][found[name]["own"]]["jitter"][window]
@@ -159,7 +161,7 @@ def summary_rows(found: dict[str, dict[str, Any]], names: Sequence[str]) -> list
 
 
 def sentences(found: dict[str, dict[str, Any]], names: Sequence[str], what: str) -> list[str]:
-    """Which targets work, what jitter does off the training's, and what other strides do."""
+    """Which targets work, what jitter does off the default, and what other strides do."""
     windows, own = list(next(iter(found.values()))["still"]), int(found[names[0]]["own"])
     said = []
     for window in windows:
@@ -168,7 +170,7 @@ def sentences(found: dict[str, dict[str, Any]], names: Sequence[str], what: str)
         best = min(ratios, key=lambda target: np.median(ratios[target]))
         said.append(
             f"- {what}, steps {window}: {', '.join(works)} tokens keep the median error within {WORKS} times that of "
-            f"{own}, which the training had; the best are {best} ({np.median(ratios[best]):.2f})."
+            f"{own}, the default; the best are {best} ({np.median(ratios[best]):.2f})."
         )
     last = windows[-1]
     on, off = over_own(found, names, last, "jitter"), over_own(found, names, last, "none")
@@ -197,9 +199,10 @@ def report(found: dict[str, dict[str, Any]], checkpoint: Checkpoint) -> str:
     ]  # fmt: skip
     text = [
         "# The compute dial", "", "```bash",
+        "python examples/simulate.py runs/nano/data --recipe nano",
         "OMP_NUM_THREADS=1 python examples/experiments/compute_dial.py --output runs/compute-dial", "```", "",
         f"{checkpoint.text()}. {ROWS} test trajectories a scenario, forecast from frame {FIRST} on, one seed of the "
-        "jitter. VRMSE, mean over fields and trajectories. All numbers are relative to the count of the training with "
+        "jitter. VRMSE, mean over fields and trajectories. All numbers are relative to the default count with "
         "jitter, and medians over the scenarios whose grids give that count strides of its own.", "",
     ]  # fmt: skip
     said = []
@@ -207,6 +210,7 @@ def report(found: dict[str, dict[str, Any]], checkpoint: Checkpoint) -> str:
         if names:
             text += [f"## {what}", "", markdown_table(head, summary_rows(found, names)), ""]
             said += sentences(found, names, what)
+    own_seconds = ", ".join(f"{1000 * row['seconds']['own']:.0f} ms ({name})" for name, row in found.items())
     rows = [
         [name, "x".join(map(str, row["grid"])), target, "x".join(map(str, its["tokens"])),
          " ".join(map(str, its["strides"])).replace("[", "(").replace("]", ")"), f"{row['seconds'][target]:.2f}",
@@ -218,36 +222,46 @@ def report(found: dict[str, dict[str, Any]], checkpoint: Checkpoint) -> str:
     head += [f"{w}, {what}" for what in ("no jitter", "persistence") for w in windows]
     return "\n".join([
         *text, f"![error against seconds]({NAME}.png)", "", "What it says:", "", *said, "", "## Each scenario", "",
-        "VRMSE, and seconds of a step relative to the count of the training.", "", markdown_table(head, rows), "",
+        f"VRMSE, and seconds of a step relative to the default count, whose step of one trajectory took {own_seconds}.",
+        "", markdown_table(head, rows), "",
     ])  # fmt: skip
 
 
 def draw(found: dict[str, dict[str, Any]], file: Path) -> None:
+    """Medians over the scenarios of planes and of volumes, and the range in which all of them lie."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
-    from matplotlib.ticker import NullFormatter
+    from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
     windows = list(next(iter(found.values()))["still"])
-    figure, axes = plt.subplots(1, len(windows), figsize=(5 * len(windows), 4.6), layout="constrained", squeeze=False)
+    planes = [name for name in found if len(found[name]["grid"]) == 2]
+    groups = {"planes": planes, "volumes": [name for name in found if name not in planes]}
+    figure, axes = plt.subplots(1, len(windows), figsize=(5 * len(windows), 4.2), layout="constrained", squeeze=False)
     for axis, window in zip(axes[0], windows):
-        for i, (name, row) in enumerate(found.items()):
-            targets = list(row["targets"])
-            for jitter, style in (("jitter", "o-"), ("none", "x:")):
-                axis.plot(
-                    [row["seconds"][t] for t in targets], [row["targets"][t][jitter][window] for t in targets], style,
-                    color=f"C{i}", ms=4, lw=1, label=name.replace("_", " ") if jitter == "jitter" else None,
-                )  # fmt: skip
-            axis.plot(1.0, row["targets"][row["own"]]["jitter"][window], "o", color=f"C{i}", ms=9, mfc="none")
-            axis.axhline(row["still"][window], color=f"C{i}", lw=0.5, alpha=0.5)
-        axis.set(xscale="log", yscale="log", xlabel="seconds of a step, training's count = 1", title=f"steps {window}")
-        axis.xaxis.set_minor_formatter(NullFormatter())  # they would run into each other
-    axes[0, 0].set_ylabel("VRMSE")
-    axes[0, -1].plot([], [], "kx:", ms=4, lw=1, label="without jitter")
-    axes[0, -1].plot([], [], "ko", ms=9, mfc="none", label="training's count")
-    axes[0, -1].plot([], [], "k-", lw=0.5, label="persistence")
-    figure.legend(*axes[0, -1].get_legend_handles_labels(), loc="outside right", fontsize=7)
+        for (what, names), color in zip(groups.items(), ("C0", "C1")):
+            for jitter, style in (("jitter", "o-"), ("none", "x:")) if names else ():
+                ratios = over_own(found, names, window, jitter)
+                x = [np.median([found[n]["seconds"][str(t)] for n in names if str(t) in found[n]["targets"]])
+                     for t in ratios]  # fmt: skip
+                y = [np.median(each) for each in ratios.values()]
+                label = what if jitter == "jitter" else f"{what}, without jitter"
+                axis.plot(x, y, style, color=color, ms=5, lw=1.2, label=label)
+                if jitter == "jitter":
+                    low, high = ([end(each) for each in ratios.values()] for end in (min, max))
+                    axis.fill_between(x, low, high, color=color, alpha=0.12, lw=0)
+                    for place, value, target in zip(x, y, ratios):
+                        axis.annotate(str(target), (place, value), (0, 6), textcoords="offset points", color=color,
+                                      fontsize=8, ha="center")  # fmt: skip
+        axis.set(xscale="log", yscale="log", xlabel="seconds of a step, default count = 1", title=f"steps {window}")
+        for one, ticks in ((axis.xaxis, (0.125, 0.25, 0.5, 1, 2, 4, 8)), (axis.yaxis, (0.5, 0.7, 1, 1.5, 2, 3, 4))):
+            one.set_major_locator(FixedLocator(ticks))
+            one.set_major_formatter(StrMethodFormatter("{x:g}"))
+            one.set_minor_locator(NullLocator())
+        axis.axhline(1, color="grey", lw=0.8)
+    axes[0, 0].set_ylabel("VRMSE over that of the default count\n(median and range of scenarios)")
+    axes[0, 0].legend(fontsize=8)
     figure.savefig(file, dpi=100)
     plt.close(figure)
 

@@ -20,9 +20,11 @@ from pathlib import Path
 
 import numpy as np
 from common import (
+    MODEL,
     RATES,
     TINY,
     Results,
+    above,
     by_trajectory,
     curves,
     errors_from,
@@ -31,6 +33,7 @@ from common import (
     flags,
     parser,
     percent,
+    plural,
     ratio_interval,
     span,
     tiny_data,
@@ -105,7 +108,9 @@ def summary(found: dict, given: argparse.Namespace, size: Size) -> dict:
                 "median": round(float(np.median(np.median(errors, -1).mean(0))), 4),
                 "lower than naive": [round(float(x), 4) for x in lower],
             }
-        made["volume"][f"nothing changes, steps {label}"] = float(by_trajectory([found["still"]], *window).mean())
+        made["volume"][f"nothing changes, steps {label}"] = round(
+            float(np.median(by_trajectory([found["still"]], *window))), 4
+        )
         for few in size.trajectories:
             runs = {arm: [found[arm, seed, few] for seed in seeds] for arm in ("nothing", *ARMS)}
             errors = {arm: by_trajectory(its, *window) for arm, its in runs.items()}
@@ -113,6 +118,7 @@ def summary(found: dict, given: argparse.Namespace, size: Size) -> dict:
                 row: dict = {
                     "median": round(float(np.median(its, -1).mean()), 4),
                     "rate": [r["rate"] for r in runs[arm]],
+                    "tuned": [r["tuned"] for r in runs[arm]],
                 }
                 for other in ("nothing", "naive"):
                     lower = ratio_interval(its, errors[other], lambda r: 1 - r[..., 0])
@@ -157,16 +163,33 @@ def report(made: dict, given: argparse.Namespace, size: Size) -> str:
             for label in labels:
                 found = made["volume"][f"{arm}, {few} trajectories, steps {label}"]
                 row.append(f"{found['median']:.3f}")
-                for other in ("nothing", "naive"):
+                for other in ("nothing", "naive") if all(found["tuned"]) else ():
                     if arm not in ("nothing", other):
                         lower = verdict(found[f"lower than {other}"])
                         said.append(f"- Fine-tuned on {few}, {span(label)}: *{arm}* instead of *{other}* {lower}.")
             volume.append(row)
+            if not all(found["tuned"]):
+                said.append(f"- *{arm}*, {few} trajectories: no step at any of the rates was better than none on the "
+                            "validation split, so the table has it as it came from pretraining.")  # fmt: skip
     idle = ", ".join(f"{made['volume'][f'nothing changes, steps {label}']:.3f} over {span(label)}" for label in labels)
     heads = [span(label) for label in labels]
     whole = [found["median"] for key, found in made["volume"].items()
              if key.endswith(f"steps {labels[1]}") and not key.startswith("nothing changes")]  # fmt: skip
     skill = 1 - min(whole) / made["volume"][f"nothing changes, steps {labels[1]}"]
+    labelled = {label: [row["median"] for key, row in made["volume"].items() if key.endswith(f"steps {label}")
+                        and not key.startswith("nothing changes")] for label in labels}  # fmt: skip
+    worse = [f"{above(errors, made['volume'][f'nothing changes, steps {label}'])} over {span(label)}"
+             for label, errors in labelled.items()]  # fmt: skip
+    on_planes = " and ".join(
+        f"{verdict(made['planes'][f'diverse, steps {label}']['lower than naive'])} over {span(label)}"
+        for label in labels
+    )
+    moved = [[made["volume"][f"{arm}, {few} trajectories, steps {labels[1]}"]["median"] for arm in ("nothing", *ARMS)
+              if all(made["volume"][f"{arm}, {few} trajectories, steps {labels[1]}"]["tuned"])]
+             for few in size.trajectories]  # fmt: skip
+    apart = " and ".join(
+        f"{max(errors) / min(errors) - 1:.0%} ({few} trajectories)" for few, errors in zip(size.trajectories, moved)
+    )
     little = ["", f"All of them learnt little: the best is {skill:.0%} below the forecast that nothing changes over "
               f"{span(labels[1])}. More steps may rank them otherwise."] if skill < 0.25 else []  # fmt: skip
     return "\n".join([
@@ -178,15 +201,19 @@ def report(made: dict, given: argparse.Namespace, size: Size) -> str:
         "their plane, one distance of the frames. *diverse*: lifted, rotated, one to three times the distance. "
         f"*volumes*: as diverse, with {VOLUME}. Then all weights are fine-tuned for {size.tuning} steps on {UNSEEN}. "
         "VRMSE, mean over fields and steps, median over trajectories; in brackets 95% bootstrap intervals over "
-        "trajectories and seeds.", "",
+        f"trajectories{' and seeds' if given.seeds > 1 else ''}.", "",
         "On the test trajectories of the pretraining scenarios, as they are, median over scenarios, and the median "
         "over scenarios of how much lower it is than *naive*; below zero it is higher:", "",
         markdown_table(["arm", *heads], planes), "",
         f"On {UNSEEN}; where nothing changes, {idle}:", "",
         markdown_table(["arm", "trajectories", *heads], volume), "", "![diversity](diversity.png)", "",
-        *said, *little, "",
-        "Power: four test trajectories with three starts each. Encoder and decoder of volumes are untrained in the "
-        "first two arms.", "",
+        *said, "", f"Worse than the forecast that nothing changes: {', '.join(worse)}.", *little, "",
+        f"What it means: on the planes of the pretraining, *diverse* instead of *naive* {on_planes}. In the volume, "
+        f"those that tuning moved lie {apart} apart over {span(labels[1])}, the one from nothing among them.", "",
+        f"Power: {plural(given.seeds, 'seed')}, four test trajectories with three starts each; "
+        f"{MODEL['tokens_per_axis']} tokens an axis in planes, {MODEL['tokens_per_axis_3d']} in volumes. Intervals of "
+        "one seed are over trajectories alone; another seed may differ by more. Encoder and decoder of volumes are "
+        "untrained in the first two arms.", "",
     ])  # fmt: skip
 
 

@@ -143,7 +143,8 @@ def report(found: dict[str, dict[str, list]], cost: dict[str, dict[str, list[flo
     return "\n".join(
         [
             "# What holding scales and jitter costs", "",
-            "```bash", "OMP_NUM_THREADS=1 python examples/experiments/holding.py --output runs/holding", "```", "",
+            "```bash", "python examples/simulate.py runs/nano/data --recipe nano",
+            "OMP_NUM_THREADS=1 python examples/experiments/holding.py --output runs/holding", "```", "",
             f"{checkpoint.text()}. {len(found)} scenarios, {ROWS} test trajectories each, one seed of the jitter; "
             f"forecasts from frame {FIRST} on. VRMSE, mean over fields.", "",
             "Error over that of the published rollout (k = 1, all renewed at each step), the median over scenarios, "

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from checkpoint import Checkpoint, forecast, means, parser, windows_of
 from common import Results, Windows, write, written_to
-from transfer import CONTEXT, RATES, tune
+from transfer import CONTEXT, tune
 
 from walrus_hf import Trajectory, WalrusForPrediction, WalrusPipeline, load_well, save_well
 from walrus_hf.adapters import bare_model
@@ -31,6 +31,10 @@ from walrus_hf.model_card import markdown_table
 
 NAME = "lora"
 METHODS = ("full", "LoRA, all linear", "head", "scratch")  # of transfer.py
+RATES = {
+    "full": (1e-3, 3e-3, 1e-2), "LoRA, all linear": (3e-3, 1e-2, 3e-2), "head": (3e-3, 1e-2, 3e-2),
+    "scratch": (1e-3, 3e-3, 1e-2),
+}  # fmt: skip
 GRID, FRAMES, DT = (48, 40), 24, 0.01
 COUNTS = {"train": 64, "valid": 6, "test": 8}
 SIZES, STEPS, SEEDS = (4, 16, 64), 60, 2
@@ -136,6 +140,18 @@ def sentences(found: dict[str, Any]) -> list[str]:
         untuned = found["plain"]["checkpoint, not tuned"][span] / found["plain"]["persistence"][span]
         said.append(f"- {span}: the checkpoint without tuning has {untuned:.2f} times the error of persistence.")
         said.append(f"- {span}: two seeds lie {spread(found, span):.1%} apart (median); less than that says nothing.")
+        few, many = sizes[0], sizes[-1]
+        changes = {m: mean_of(found, m, many, span) / mean_of(found, m, few, span) - 1 for m in found["runs"]}
+        gains = [f"{change:+.0%} ({method})" for method, change in changes.items()]
+        said.append(f"- {span}: with {many} trajectories instead of {few} the error changes by {', '.join(gains)}.")
+    edges = [f"{method} ({'lowest' if rate == RATES[method][0] else 'highest'})"
+             for method, rate in found["rates"].items() if rate in (RATES[method][0], RATES[method][-1])]  # fmt: skip
+    if edges:
+        said.append(f"- The best rate is the end of what was tried for {', '.join(edges)}: others may do better there.")
+    said.append(
+        f"- It means that {found['steps']} steps tune a checkpoint, and that they are few for a model that starts from "
+        "nothing: this compares what the steps buy, not where each method ends."
+    )
     return said
 
 
@@ -153,7 +169,9 @@ def report(found: dict[str, Any], checkpoint: Checkpoint) -> str:
         f"{checkpoint.text()}. Blasts in a closed box, {GRID[0]} x {GRID[1]} cells; {found['steps']} steps of four "
         f"windows for every method, {found['seeds']} seeds (of windows, trajectories and, from scratch, weights). "
         "VRMSE on the test trajectories, mean over fields, median over forecasts, mean over seeds, with "
-        f"{', '.join(sizes)} trajectories to train on. *Head* is the decoder alone.", "",
+        f"{', '.join(sizes)} trajectories to train on. *Head* is the decoder alone; *trained* counts all "
+        "parameters, of which those for volumes have no part in a plane. The training had gas between walls, but no "
+        "blasts.", "",
         markdown_table(head, rows), "", f"![error against trajectories]({NAME}.png)", "", "What it says:", "",
         *sentences(found), "",
     ]  # fmt: skip

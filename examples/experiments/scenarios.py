@@ -16,9 +16,11 @@ from pathlib import Path
 
 import numpy as np
 from common import (
+    MODEL,
     RATES,
     TINY,
     Results,
+    above,
     by_trajectory,
     errors_from,
     finetune,
@@ -92,15 +94,14 @@ def summary(found: dict, given: argparse.Namespace, size: Size) -> dict:
     orders = range(given.orders)
     made: dict = {"orders": given.orders, "windows": {}}
     for label, window in {"1": (1, 1), f"1:{size.lead}": (1, size.lead)}.items():
-        rows: dict = {"nothing changes": float(by_trajectory([found["still"]], *window).mean())}
+        rows: dict = {"nothing changes": round(float(np.median(by_trajectory([found["still"]], *window))), 4)}
         for few in (0, *size.trajectories):
             for count in size.counts if few == 0 else (0, *size.counts):
                 runs = [found[number, count, few] for number in orders]
                 errors = by_trajectory(runs, *window)
-                row = {
-                    "each order": np.median(errors, -1)[:, 0].round(4).tolist(),
-                    "rate": [run["rate"] for run in runs],
-                }
+                row: dict = {"each order": np.median(errors, -1)[:, 0].round(4).tolist()}
+                if few:
+                    row |= {name: [run[name] for run in runs] for name in ("rate", "tuned")}
                 if count and few:
                     scratch = by_trajectory([found[number, 0, few] for number in orders], *window)
                     lower = ratio_interval(errors, scratch, lambda r: 1 - r[..., 0])
@@ -151,6 +152,23 @@ def report(made: dict, given: argparse.Namespace, size: Size) -> str:
                     said.append(f"- {many}, {span(label)}: pretraining {verdict(lower)}.")
             rows.append(row)
     idle = ", ".join(f"{found['nothing changes']:.3f} over {span(label)}" for label, found in windows.items())
+    lowers, changes = [], []
+    for label, found in windows.items():
+        intervals = [row["lower than from nothing"] for row in found.values()
+                     if isinstance(row, dict) and "lower than from nothing" in row]  # fmt: skip
+        clear = sum(low > 0 for _, low, _ in intervals)
+        lowers.append(f"in {clear} of {len(intervals)} cases over {span(label)}")
+        for few in size.trajectories:
+            least, most = (np.mean(found[f"{count} scenarios, {few} trajectories"]["each order"])
+                           for count in (size.counts[0], size.counts[-1]))  # fmt: skip
+            changes.append(f"{most / least - 1:+.0%} over {span(label)} ({few} trajectories)")
+    for fine, what in ((True, "fine-tuned"), (False, "not fine-tuned")):
+        counted = []
+        for label, found in windows.items():
+            errors = [np.mean(row["each order"]) for key, row in found.items()
+                      if key != "nothing changes" and fine != key.endswith(", 0 trajectories")]  # fmt: skip
+            counted.append(f"{above(errors, found['nothing changes'])} over {span(label)}")
+        said.append(f"- Worse than the forecast that nothing changes, {what}: {', '.join(counted)}.")
     orders = "" if given.orders == 2 else f" --orders {given.orders}"
     return "\n".join([
         "# Number of pretraining scenarios", "",
@@ -159,12 +177,15 @@ def report(made: dict, given: argparse.Namespace, size: Size) -> str:
         f"Pretrained for {size.steps} steps on 1, 2, 4 and 8 scenarios ({', '.join(size.order)}; in the second order "
         f"from the back), then fine-tuned for {size.tuning} steps on {size.unseen}. Orders: {given.orders}. VRMSE on "
         "its test trajectories, mean over fields, steps and three starts, median over trajectories, one number an "
-        "order; in brackets 95% bootstrap intervals over trajectories and orders. Where nothing changes, mean over "
-        f"trajectories: {idle}.", "",
+        "order; in brackets 95% bootstrap intervals over "
+        f"trajectories{' and orders' if given.orders > 1 else ''}. Where nothing changes: {idle}.", "",
         markdown_table(["pretraining scenarios", "trajectories", *(span(label) for label in windows)], rows), "",
         "![number of scenarios](scenarios.png)", "", *said, "",
-        "Power: one seed for each order, four test trajectories. The steps are equal, so a model of eight scenarios "
-        "has seen an eighth as much of each.", "",
+        f"What it means: pretraining lowers the error after fine-tuning {', '.join(lowers)}. From {size.counts[0]} to "
+        f"{size.counts[-1]} scenarios the error after it changes by {', '.join(changes)}.", "",
+        f"Power: {plural(given.orders, 'order')}, one seed for each, four test trajectories, "
+        f"{MODEL['tokens_per_axis']} tokens an axis. The steps are equal, so a model of eight scenarios has seen an "
+        "eighth as much of each.", "",
     ])  # fmt: skip
 
 

@@ -29,6 +29,7 @@ import dataclasses
 import hashlib
 import json
 import runpy
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -238,7 +239,7 @@ def trained(checkpoint: Path, arguments: PretrainingArguments, given: argparse.N
     scenarios = {name: variants for name, variants in simulation["NANO"].items() if name in sources}
     return {
         "recipe": recipe.relative_to(ROOT).as_posix() if recipe.is_relative_to(ROOT) else None,
-        "commit": given.commit, "history": given.history,
+        "commit": given.commit, "history": given.history, "command": command(given),
         "steps": steps + step,
         "minutes": minutes + round(given.cores * sum(row["seconds"] for row in rows) / 60),
         "windows": windows + round(sum(row["samples_per_second"] * row["seconds"] for row in rows)),
@@ -249,6 +250,14 @@ def trained(checkpoint: Path, arguments: PretrainingArguments, given: argparse.N
         },
         "scenario_count": len(scenarios), "variants_each": 3, "trajectories": 16, "frames_each": 96,
     }  # fmt: skip
+
+
+def command(given: argparse.Namespace) -> str:
+    """That measures a run like this one again, but for `--history`."""
+    said = ["python", "model_cards/walrus-nano/measure.py", "--data", given.data, "--run", given.run]
+    said += ["--cores", given.cores] * (given.cores > 1) + ["--earlier", *given.earlier] * any(given.earlier)
+    said += ["--commit", given.commit] if given.commit else []
+    return shlex.join(map(str, said))
 
 
 def weights(file: Path, pipe: WalrusPipeline) -> dict[str, Any]:

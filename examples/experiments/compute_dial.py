@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from checkpoint import TINY, WINDOWS, Checkpoint, forecast, means, parser, plan_for, windows_of
-from common import FIRST, Results, Windows, tiny_data, trajectories, write, written_to
+from common import FIRST, Results, Windows, span, tiny_data, trajectories, write, written_to
 
 from walrus_hf import WalrusForPrediction
 from walrus_hf.jitter import TokenizationPlan
@@ -254,7 +254,7 @@ def draw(found: dict[str, dict[str, Any]], file: Path) -> None:
                     for place, value, target in zip(x, y, ratios):
                         axis.annotate(str(target), (place, value), (0, 6), textcoords="offset points", color=color,
                                       fontsize=8, ha="center")  # fmt: skip
-        axis.set(xscale="log", yscale="log", xlabel="seconds of a step, default count = 1", title=f"steps {window}")
+        axis.set(xscale="log", yscale="log", xlabel="seconds of a step, default count = 1", title=span(window))
         for one, ticks in ((axis.xaxis, (0.125, 0.25, 0.5, 1, 2, 4, 8)), (axis.yaxis, (0.5, 0.7, 1, 1.5, 2, 3, 4))):
             one.set_major_locator(FixedLocator(ticks))
             one.set_major_formatter(StrMethodFormatter("{x:g}"))

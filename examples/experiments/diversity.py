@@ -133,19 +133,26 @@ def draw(made: dict, size: Size, file: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
-    for axis, label in zip(axes, ("1", f"1:{size.lead}")):
-        arms = ("nothing", *ARMS)
-        for few, color in zip(size.trajectories, ("C0", "C1")):
+    figure, (*axes, last) = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
+    labels, arms = ("1", f"1:{size.lead}"), ("nothing", *ARMS)
+    for axis, label in zip(axes, labels):
+        for few, color, aside in zip(size.trajectories, ("C0", "C1"), (-0.08, 0.08)):
             values = [made["volume"][f"{arm}, {few} trajectories, steps {label}"]["median"] for arm in arms]
-            axis.plot(values, "o-", color=color, label=f"{UNSEEN}, fine-tuned on {few} trajectories")
-        planes = [made["planes"][f"{arm}, steps {label}"]["median"] for arm in ARMS]
-        axis.plot(range(1, 4), planes, "s:", color="grey", label="pretraining scenarios, median")
+            axis.plot(np.arange(4) + aside, values, "o", color=color, label=f"fine-tuned on {few} trajectories")
         idle = made["volume"][f"nothing changes, steps {label}"]
-        axis.axhline(idle, color="black", lw=0.8, label=f"{UNSEEN}, nothing changes")
-        axis.set(xticks=range(4), yscale="log", ylabel="VRMSE", title=span(label))
+        axis.axhline(idle, color="black", lw=0.8, label="nothing changes")
+        axis.set(xticks=range(4), ylabel="VRMSE", title=f"{UNSEEN}, {span(label)}")
         axis.set_xticklabels(["from nothing", *ARMS])
-    axes[0].legend(fontsize=7)
+    axes[0].legend(fontsize=8)
+    for label, color, aside in zip(labels, ("C2", "C3"), (-0.08, 0.08)):
+        found = [made["planes"][f"{arm}, steps {label}"]["lower than naive"] for arm in ARMS]
+        middle, low, high = 100 * np.array(found).T
+        last.vlines(np.arange(len(ARMS)) + aside, low, high, color=color)
+        last.plot(np.arange(len(ARMS)) + aside, middle, "o", color=color, label=span(label))
+    last.axhline(0, color="black", lw=0.8)
+    last.set(xticks=range(len(ARMS)), ylabel="error lower than naive by, %", title="planes of the pretraining")
+    last.set_xticklabels(ARMS)
+    last.legend(fontsize=8)
     figure.savefig(file, dpi=100)
     plt.close(figure)
 

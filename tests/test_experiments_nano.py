@@ -144,7 +144,10 @@ def test_the_card_of_the_packaged_checkpoint_tells_of_its_training(module):
     found = checkpoint.Checkpoint.load(argparse.Namespace(model="walrus-nano"))
     training = json.loads((checkpoint.CARDS / "walrus-nano" / "results.json").read_text())["training"]
     assert found.name == "walrus-nano"
-    assert found.trained == f"trained for {training['steps']:,} steps in {training['minutes']:,} minutes of one core"
+    assert found.trained.startswith(
+        f"trained for {training['steps']:,} steps in {training['minutes']:,} minutes of one core"
+    )
+    assert found.trained.endswith("drawn from " + ", ".join(map(str, training["tokens"])))
 
 
 def test_other_weights_have_results_of_their_own(module, model_folder, tmp_path):

@@ -6,7 +6,8 @@
 
 COMMIT is what the run was started at, `--recipe` names its settings where they are not those of nano.yaml, `--cores`
 how many processes it had, and `--history` says where it departed from the recipe. A run that started from the weights
-of another adds its steps, minutes and windows to those of `--earlier`.
+of another adds its steps, minutes and windows to those of `--earlier`, and may be mixed with them, half and half, by
+`--halfway`.
 
 The running averages of RUN's last checkpoint are rounded to bfloat16. With these the package's own evaluator forecasts
 the test split of every source, and simulations that are unlike them (`simulations.py`, kept in DATA/unseen-*), beside
@@ -81,6 +82,7 @@ def main() -> None:
         "--earlier", type=int, nargs=3, default=(0, 0, 0), metavar=("STEPS", "MINUTES", "WINDOWS"),
         help="of the run whose weights it started from",
     )  # fmt: skip
+    parser.add_argument("--halfway", type=Path, metavar="FOLDER", help="take the mean with the weights of this model")
     parser.add_argument("--baselines", type=Path, nargs="+", metavar="RESULTS", help="folders to take baselines from")
     parser.add_argument("--budget", help="a sentence: the parameters and minutes that each baseline was given")
     given = parser.parse_args()
@@ -102,7 +104,7 @@ def measure(given: argparse.Namespace) -> None:
     if checkpoint is None:
         raise SystemExit(f"{run}: expected a run of examples/pretrain.py, found no complete checkpoint in it")
     work = run / "measured"
-    packed = pack(checkpoint, arguments, work / NAME)
+    packed = pack(checkpoint, arguments, work / NAME, given.halfway)
     pipe = WalrusPipeline.from_pretrained(packed, device="cpu")
     places = sorted(path.parent.relative_to(data) for path in data.glob("[0-9]*/*/data"))
     tests = {place.as_posix(): data / place for place in places}
@@ -137,8 +139,11 @@ def measure(given: argparse.Namespace) -> None:
         shutil.copyfile(film, place)
 
 
-def pack(checkpoint: Path, arguments: PretrainingArguments, folder: Path) -> Path:
-    """The averages of a checkpoint as a folder to load: float32 by its configuration, bfloat16 on the disk."""
+def pack(checkpoint: Path, arguments: PretrainingArguments, folder: Path, halfway: Path | None = None) -> Path:
+    """The averages of a checkpoint as a folder to load: float32 by its configuration, bfloat16 on the disk.
+
+    `halfway` is another model of the same geometry, such as the start: then it is the mean of both.
+    """
     if not (checkpoint / AVERAGES).is_dir():
         raise SystemExit(f"{checkpoint}: expected running averages of the weights, found none; train with ema_decay")
     training = TrainingModel(WalrusForPrediction(arguments.config()))
@@ -146,6 +151,10 @@ def pack(checkpoint: Path, arguments: PretrainingArguments, folder: Path) -> Pat
     dcp.load(average.state_dict(), checkpoint_id=checkpoint / AVERAGES)
     with average.swap():
         WalrusPipeline(training.model, arguments.processor(training.model.config)).save_pretrained(folder)
+        if halfway is not None:
+            other = WalrusForPrediction.from_pretrained(halfway, dtype=torch.float32).state_dict()
+            mean = {name: (value + other[name]) / 2 for name, value in training.model.state_dict().items()}
+            training.model.load_state_dict(mean)
         stored = {name: value.to(torch.bfloat16).contiguous() for name, value in training.model.state_dict().items()}
     save_file(stored, folder / "model.safetensors", {"format": "pt"})
     return folder
@@ -256,6 +265,7 @@ def command(given: argparse.Namespace) -> str:
     """That measures a run like this one again, but for `--history`."""
     said = ["python", "model_cards/walrus-nano/measure.py", "--data", given.data, "--run", given.run]
     said += ["--cores", given.cores] * (given.cores > 1) + ["--earlier", *given.earlier] * any(given.earlier)
+    said += ["--halfway", given.halfway] if given.halfway else []
     said += ["--commit", given.commit] if given.commit else []
     return shlex.join(map(str, said))
 

@@ -217,6 +217,21 @@ def test_the_card_of_walrus_nano_tells_where_persistence_or_another_forecast_is_
     assert bool(counts) == bool(better)
 
 
+@pytest.mark.parametrize("part", ["test", "unseen"])
+def test_the_card_of_walrus_nano_says_what_means_and_intervals_say(part):
+    text, results = nano()
+    told = text[text.index("### Test split" if part == "test" else "### Simulations unlike") :]
+    means, overlaps = re.search(r"By means over trajectories in (.*?)\.\s.*? overlap in (.*?)\.\s", told).groups()
+    for window in ("1", "1:10", "11:30"):
+        rows = [(found["forecasters"]["model"][window], found["forecasters"]["persistence"][window])
+                for found in results[part].values()]  # fmt: skip
+        below = sum(own["mean"] < idle["mean"] for own, idle in rows)
+        assert f"{below} at {window}" in means
+        assert f"{sum(own['median_high'] >= idle['median_low'] for own, idle in rows)} at {window}" in overlaps
+        lost = [name for name, (own, idle) in zip(results[part], rows) if own["mean"] >= idle["mean"]]
+        assert all(name in means for name in lost)
+
+
 def test_the_card_of_walrus_nano_covers_all_its_training_data_and_is_small():
     text, results = nano()
     trained = results["training"]["scenarios"]

@@ -178,6 +178,13 @@ def test_packed_are_the_averages_of_a_checkpoint_rounded_to_bfloat16(measure, tm
     for name, value in average.averages.items():
         assert torch.equal(found[name.removeprefix("model.")], value.bfloat16().float())
     assert (packed.processor.context_frames, packed.processor.context_frames_3d) == (4, 4)
+    start = tmp_path / "start"
+    WalrusForPrediction(arguments.config()).save_pretrained(start)
+    measure.pack(tmp_path / "step", arguments, tmp_path / "packed", halfway=start)
+    mixed = WalrusPipeline.from_pretrained(tmp_path / "packed", device="cpu").model.state_dict()
+    for name, value in WalrusForPrediction.from_pretrained(start).state_dict().items():
+        mean = (average.averages[f"model.{name}"] + value) / 2
+        torch.testing.assert_close(mixed[name], mean.bfloat16().float(), rtol=0.01, atol=1e-6)
 
 
 def evaluation(folder, persistence_of, **errors):

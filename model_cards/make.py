@@ -255,7 +255,8 @@ def standings(sources: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, A
         found[window] = {
             "sources": len(sources), "below_persistence": len(sources) - len(behind),
             "not_below_persistence": behind, "below_best": len(sources) - len(behind_best),
-            "not_below_best": behind_best, "not_below_persistence_by_mean": behind_mean,
+            "not_below_best": behind_best, "below_persistence_by_mean": len(sources) - len(behind_mean),
+            "not_below_persistence_by_mean": behind_mean,
             "intervals_overlap": overlapping,
         }  # fmt: skip
     return found
@@ -337,7 +338,7 @@ def verdict(windows: Mapping[str, Mapping[str, Any]]) -> str:
 def by_means(windows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The same of means over trajectories, and how sure the medians are."""
     lost = {name: found["not_below_persistence_by_mean"] for name, found in windows.items()}
-    counts = ", ".join(f"{found['sources'] - len(lost[name])} at {name}" for name, found in windows.items())
+    counts = ", ".join(f"{found['below_persistence_by_mean']} at {name}" for name, found in windows.items())
     told = "; ".join(f"at {name} not {', '.join(names)}" for name, names in lost.items() if names)
     overlaps = ", ".join(f"{found['intervals_overlap']} at {name}" for name, found in windows.items())
     return [

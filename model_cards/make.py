@@ -170,7 +170,8 @@ def nano() -> tuple[dict[str, Any], str]:
         size=f"{size_text(config, results['parameters'])} Stored in {weights['stored']}, {weights['megabytes']} MB; "
         f"computes in {weights['computed']}.",
         costs=results["costs"], evaluation=nano_evaluation(results), training=nano_training(trained),
-        provenance=f"{NANO}\n\nThe weights in the package were measured by `{trained['command']}`. Commit of the last "
+        provenance=f"{NANO}\n\nThe weights in the package were measured by `{trained['command']}`, where `long` "
+        f"holds the last stage of the training and `before` the weights before it. Commit of the last "
         f"stage of their training: {trained['commit'] or 'not recorded'}. SHA-256 of `model.safetensors`: "
         f"`{weights['sha256']}`.",
         data=ModelCardData(license="mit", library_name="walrus_hf", pipeline_tag=TASK, tags=list(TAGS)),
@@ -250,8 +251,11 @@ def standings(sources: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, A
                 behind_best[name] = best
             if not median(forecasters, "model", window, "mean") < median(forecasters, "persistence", window, "mean"):
                 behind_mean.append(name)
-            high = median(forecasters, "model", window, "median_high")
-            overlapping += not high < median(forecasters, "persistence", window, "median_low")
+            (low, high), (idle_low, idle_high) = (
+                [median(forecasters, who, window, f"median_{end}") for end in ("low", "high")]
+                for who in ("model", "persistence")
+            )
+            overlapping += low <= idle_high and idle_low <= high
         found[window] = {
             "sources": len(sources), "below_persistence": len(sources) - len(behind),
             "not_below_persistence": behind, "below_best": len(sources) - len(behind_best),

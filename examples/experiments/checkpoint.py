@@ -92,11 +92,9 @@ def training_text(folder: Path) -> str | None:
     card = CARDS / folder.name / "results.json"
     if folder.parent == PACKAGED_FOLDER and card.is_file():
         training = json.loads(card.read_text())["training"]
-        tokens = ", ".join(map(str, training["tokens"]))
-        return (
-            f"trained for {training['steps']:,} steps in {training['minutes']:,} minutes of one core, at the end with "
-            f"tokens an axis drawn from {tokens}"
-        )
+        tokens = ", ".join(map(str, training["tokens"] or []))
+        drawn = f", at the end with tokens an axis of planes drawn from {tokens}" if tokens else ""
+        return f"trained for {training['steps']:,} steps in {training['minutes']:,} minutes of one core{drawn}"
     return None
 
 

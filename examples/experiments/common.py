@@ -157,8 +157,8 @@ def finetune(
     """All weights, at the learning rate whose next frames are best on the validation split.
 
     Returns:
-        `rate`; `tuned`, False where no step at this rate was better than none, so that these are the first weights;
-        and `curves` (windows, lead): errors of forecasts of the test trajectories.
+        `rate`; `tuned`, False where neither half nor all of the steps made it better, so that these are the first
+        weights; and `curves` (windows, lead): errors of forecasts of the test trajectories.
     """
     best: tuple[float, float, WalrusPipeline | None] = (np.inf, 0.0, None)
     for rate in rates:
@@ -365,9 +365,9 @@ def improvement(ratios: np.ndarray) -> np.ndarray:
     return 1 - np.median(ratios, axis=-1)
 
 
-def above(errors: Sequence[float], bound: float) -> str:
-    """`"3 of 8"`: how many are above the bound."""
-    return f"{sum(error > bound for error in errors)} of {len(errors)}"
+def not_below(errors: Sequence[float], bound: float) -> str:
+    """`"3 of 8"`: how many are no lower than the bound."""
+    return f"{sum(error >= bound for error in errors)} of {len(errors)}"
 
 
 def span(label: str) -> str:

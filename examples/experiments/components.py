@@ -188,7 +188,10 @@ def meaning(made: dict) -> str:
         found = [its["median improvement"] for label, its in row.items() if label != "seeds"]
         lower, higher = sum(low > 0 for _, low, _ in found), sum(high < 0 for _, _, high in found)
         said.append(f"{lower} and {higher} ({name})")
-    return f"of {len(found)} columns, the error is certainly lower and certainly higher in {', '.join(said)}."
+    return (
+        f"of {len(found)} columns, so many have an interval that says lower, and so many one that says higher: "
+        f"{', '.join(said)}. One in twenty says so by chance."
+    )
 
 
 def report(made: dict, given: argparse.Namespace) -> str:
@@ -217,7 +220,7 @@ def report(made: dict, given: argparse.Namespace) -> str:
         markdown_table(["component", *labels], rows), "", "![components](components.png)", "", *said, "",
         f"What it means: {meaning(made)}", "",
         f"Power: {seeds} and {number} scenarios of {MODEL['tokens_per_axis']} tokens an axis; what lies within the "
-        "intervals, which reach tens of percent at long lead times, is not resolved.", "",
+        "intervals, which are widest at long lead times, is not resolved.", "",
         "The grids are alike in size (64 x 64, 64 x 48, 48 x 80): this says nothing about strides where they differ "
         "more.", "",
     ])  # fmt: skip

@@ -222,7 +222,8 @@ def report(found: dict[str, dict[str, Any]], checkpoint: Checkpoint) -> str:
     head += [f"{w}, {what}" for what in ("no jitter", "persistence") for w in windows]
     return "\n".join([
         *text, f"![error against seconds]({NAME}.png)", "", "What it says:", "", *said, "", "## Each scenario", "",
-        f"VRMSE, and seconds of a step relative to the default count, whose step of one trajectory took {own_seconds}.",
+        f"VRMSE, and seconds of a step relative to the default count, whose step of one trajectory took "
+        f"{own_seconds}; other work on the machine was not kept away.",
         "", markdown_table(head, rows), "",
     ])  # fmt: skip
 

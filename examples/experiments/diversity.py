@@ -15,6 +15,7 @@ model that starts from nothing. `--seeds 1` stops after the first seed; the same
 """
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 
@@ -24,13 +25,13 @@ from common import (
     RATES,
     TINY,
     Results,
-    above,
     by_trajectory,
     curves,
     errors_from,
     errors_of,
     finetune,
     flags,
+    not_below,
     parser,
     percent,
     plural,
@@ -157,48 +158,70 @@ def draw(made: dict, size: Size, file: Path) -> None:
     plt.close(figure)
 
 
+def comparisons(made: dict, size: Size, few: int, labels: tuple[str, str]) -> list[str]:
+    """What tuning on so many trajectories says of the arms; those that it did not move are not compared."""
+    said = []
+    rows = {(arm, label): made["volume"][f"{arm}, {few} trajectories, steps {label}"]
+            for arm in ("nothing", *ARMS) for label in labels}  # fmt: skip
+    for arm in ("nothing", *ARMS):
+        its = {label: rows[arm, label] for label in labels}
+        for label, other in itertools.product(labels, ("nothing", "naive")):
+            if arm not in ("nothing", other) and all(its[label]["tuned"] + rows[other, label]["tuned"]):
+                lower = verdict(its[label][f"lower than {other}"])
+                said.append(f"- Fine-tuned on {few}, {span(label)}: *{arm}* instead of *{other}* {lower}.")
+        if not all(its[labels[0]]["tuned"]):
+            some = "of some seeds, " if any(its[labels[0]]["tuned"]) else ""
+            still = all(
+                row["median"] == made["volume"][f"nothing changes, steps {label}"] for label, row in its.items()
+            )
+            said.append(
+                f"- *{arm}*, {some}{few} trajectories: neither half nor all of the steps lowered the error on the "
+                "validation split at any rate, so the table has it as it began"
+                + (", which is the forecast that nothing changes." if still else ".")
+            )
+    return said
+
+
+def meaning(made: dict, size: Size, labels: tuple[str, str]) -> list[str]:
+    """What the tables say together."""
+    idle = {label: made["volume"][f"nothing changes, steps {label}"] for label in labels}
+    rows = {label: {key: row for key, row in made["volume"].items()
+                    if key.endswith(f"steps {label}") and not key.startswith("nothing changes")}
+            for label in labels}  # fmt: skip
+    counted = ", ".join(f"{not_below([row['median'] for row in its.values()], idle[label])} over {span(label)}"
+                        for label, its in rows.items())  # fmt: skip
+    on_planes = " and ".join(
+        f"{verdict(made['planes'][f'diverse, steps {label}']['lower than naive'])} over {span(label)}"
+        for label in labels
+    )
+    said = [f"No better than the forecast that nothing changes: {counted}.", "",
+            f"What it means: on the planes of the pretraining, *diverse* instead of *naive* {on_planes}."]  # fmt: skip
+    for few in size.trajectories:
+        found = [row["median"] for key, row in rows[labels[1]].items() if f", {few} tra" in key and all(row["tuned"])]
+        if len(found) > 1:
+            said[-1] += (f" Tuned on {few} trajectories, those that tuning moved lie within "
+                         f"{max(found) / min(found) - 1:.0%} over {span(labels[1])}.")  # fmt: skip
+    skill = 1 - min(row["median"] for row in rows[labels[1]].values()) / idle[labels[1]]
+    if skill < 0.25:
+        said[-1] += (f" All of them learnt little: the best is {skill:.0%} below the forecast that nothing changes. "
+                     "More steps may rank them otherwise.")  # fmt: skip
+    return said
+
+
 def report(made: dict, given: argparse.Namespace, size: Size) -> str:
     labels = ("1", f"1:{size.lead}")
     planes = []
     for arm in ARMS:
         its = [made["planes"][f"{arm}, steps {label}"] for label in labels]
         planes.append([arm, *(f"{row['median']:.3f}; lower by {percent(row['lower than naive'])}" for row in its)])
-    volume, said = [], []
-    for few in size.trajectories:
-        for arm in ("nothing", *ARMS):
-            row: list = [f"from {arm}" if arm == "nothing" else arm, few]
-            for label in labels:
-                found = made["volume"][f"{arm}, {few} trajectories, steps {label}"]
-                row.append(f"{found['median']:.3f}")
-                for other in ("nothing", "naive") if all(found["tuned"]) else ():
-                    if arm not in ("nothing", other):
-                        lower = verdict(found[f"lower than {other}"])
-                        said.append(f"- Fine-tuned on {few}, {span(label)}: *{arm}* instead of *{other}* {lower}.")
-            volume.append(row)
-            if not all(found["tuned"]):
-                said.append(f"- *{arm}*, {few} trajectories: no step at any of the rates was better than none on the "
-                            "validation split, so the table has it as it came from pretraining.")  # fmt: skip
+    volume: list[list] = [
+        [f"from {arm}" if arm == "nothing" else arm, few,
+         *(f"{made['volume'][f'{arm}, {few} trajectories, steps {label}']['median']:.3f}" for label in labels)]
+        for few in size.trajectories for arm in ("nothing", *ARMS)
+    ]  # fmt: skip
     idle = ", ".join(f"{made['volume'][f'nothing changes, steps {label}']:.3f} over {span(label)}" for label in labels)
     heads = [span(label) for label in labels]
-    whole = [found["median"] for key, found in made["volume"].items()
-             if key.endswith(f"steps {labels[1]}") and not key.startswith("nothing changes")]  # fmt: skip
-    skill = 1 - min(whole) / made["volume"][f"nothing changes, steps {labels[1]}"]
-    labelled = {label: [row["median"] for key, row in made["volume"].items() if key.endswith(f"steps {label}")
-                        and not key.startswith("nothing changes")] for label in labels}  # fmt: skip
-    worse = [f"{above(errors, made['volume'][f'nothing changes, steps {label}'])} over {span(label)}"
-             for label, errors in labelled.items()]  # fmt: skip
-    on_planes = " and ".join(
-        f"{verdict(made['planes'][f'diverse, steps {label}']['lower than naive'])} over {span(label)}"
-        for label in labels
-    )
-    moved = [[made["volume"][f"{arm}, {few} trajectories, steps {labels[1]}"]["median"] for arm in ("nothing", *ARMS)
-              if all(made["volume"][f"{arm}, {few} trajectories, steps {labels[1]}"]["tuned"])]
-             for few in size.trajectories]  # fmt: skip
-    apart = " and ".join(
-        f"{max(errors) / min(errors) - 1:.0%} ({few} trajectories)" for few, errors in zip(size.trajectories, moved)
-    )
-    little = ["", f"All of them learnt little: the best is {skill:.0%} below the forecast that nothing changes over "
-              f"{span(labels[1])}. More steps may rank them otherwise."] if skill < 0.25 else []  # fmt: skip
+    said = [line for few in size.trajectories for line in comparisons(made, size, few, labels)]
     return "\n".join([
         "# Diversity of pretraining", "",
         "```bash", "python examples/simulate.py runs/nano/data --recipe nano",
@@ -214,9 +237,7 @@ def report(made: dict, given: argparse.Namespace, size: Size) -> str:
         markdown_table(["arm", *heads], planes), "",
         f"On {UNSEEN}; where nothing changes, {idle}:", "",
         markdown_table(["arm", "trajectories", *heads], volume), "", "![diversity](diversity.png)", "",
-        *said, "", f"Worse than the forecast that nothing changes: {', '.join(worse)}.", *little, "",
-        f"What it means: on the planes of the pretraining, *diverse* instead of *naive* {on_planes}. In the volume, "
-        f"those that tuning moved lie {apart} apart over {span(labels[1])}, the one from nothing among them.", "",
+        *said, "", *meaning(made, size, labels), "",
         f"Power: {plural(given.seeds, 'seed')}, four test trajectories with three starts each; "
         f"{MODEL['tokens_per_axis']} tokens an axis in planes, {MODEL['tokens_per_axis_3d']} in volumes. Intervals of "
         "one seed are over trajectories alone; another seed may differ by more. Encoder and decoder of volumes are "

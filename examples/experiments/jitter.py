@@ -343,7 +343,7 @@ def meaning(made: dict, size: Size) -> list[str]:
         "- The paper has lower errors at long lead times in 17 of 19 scenarios, by 54% in the median, for one model of "
         f"all, without seeds. Here it is {row['scenarios won'][0]} of {len(made['scenarios'])}, and "
         f"{percent(row['median improvement'])}: "
-        + ("not resolved." if row["median improvement"][1] <= 0 else "resolved, whatever its size."),
+        + ("not resolved." if row["median improvement"][1] <= 0 <= row["median improvement"][2] else "resolved."),
         f"- Training length, {span(label)}: "
         + (f"from {steps[0]} to {steps[-1]} steps no turn is seen, every interval holds zero. Models that are "
            "trained for longer were not tried." if open_ else "some interval leaves zero, see the table."),

@@ -4,10 +4,10 @@
     OMP_NUM_THREADS=1 python examples/experiments/lora.py --output runs/lora-tiny --tiny   # does it run?
 
 Blasts of gas in a closed box: the training of walrus-nano had gas in boxes with all kinds of sides, in quadrants of
-constant states, but no blasts. All weights, a LoRA adapter on all linear maps, the decoder alone, and all weights from
-scratch, with 4, 16 and 64 trajectories, two seeds, and equally many steps. The learning rate of each is chosen on the
-validation split with 16 trajectories. The same command goes on after a stop. transfer.py asks the same of a base that
-it pretrains itself.
+constant states and in smooth channels, but no blasts. All weights, a LoRA adapter on all linear maps, the decoder
+alone, and all weights from scratch, with 4, 16 and 64 trajectories, two seeds, and equally many steps. The learning
+rate of each is chosen on the validation split with 16 trajectories. The same command goes on after a stop. transfer.py
+asks the same of a base that it pretrains itself.
 """
 
 import argparse
@@ -147,10 +147,12 @@ def sentences(found: dict[str, Any]) -> list[str]:
     edges = [f"{method} ({'lowest' if rate == RATES[method][0] else 'highest'})"
              for method, rate in found["rates"].items() if rate in (RATES[method][0], RATES[method][-1])]  # fmt: skip
     if edges:
-        said.append(f"- The best rate is the end of what was tried for {', '.join(edges)}: others may do better there.")
+        said.append(
+            f"- The best rate is at the end of what was tried for {', '.join(edges)}: others may do better there."
+        )
     said.append(
-        f"- It means that {found['steps']} steps tune a checkpoint, and that they are few for a model that starts from "
-        "nothing: this compares what the steps buy, not where each method ends."
+        f"- {found['steps']} steps are few for a model that starts from nothing: this compares what the steps buy, not "
+        "where each method ends."
     )
     return said
 

@@ -81,7 +81,7 @@ def main() -> None:
         f"{idle:.4f}. Over steps 1 to {lead}: {far:.4f} and {far_idle:.4f}.", "", "![sanity](sanity.png)", "",
         f"It means that the recipe trains a model of this shape: the next frame has {1 - one / idle:.0%} less error "
         f"than the forecast that nothing changes. Over {lead} steps it has {1 - far / far_idle:.0%} less: so short a "
-        "training is no forecast. One seed, so it tells no models apart.", "",
+        "training does not reach that far. One seed, so it tells no models apart.", "",
     ])  # fmt: skip
     write(written_to(given) / "sanity.md", text)
     print(text)

@@ -20,10 +20,10 @@ from common import (
     RATES,
     TINY,
     Results,
-    above,
     by_trajectory,
     errors_from,
     finetune,
+    not_below,
     parser,
     percent,
     plural,
@@ -167,8 +167,8 @@ def report(made: dict, given: argparse.Namespace, size: Size) -> str:
         for label, found in windows.items():
             errors = [np.mean(row["each order"]) for key, row in found.items()
                       if key != "nothing changes" and fine != key.endswith(", 0 trajectories")]  # fmt: skip
-            counted.append(f"{above(errors, found['nothing changes'])} over {span(label)}")
-        said.append(f"- Worse than the forecast that nothing changes, {what}: {', '.join(counted)}.")
+            counted.append(f"{not_below(errors, found['nothing changes'])} over {span(label)}")
+        said.append(f"- No better than the forecast that nothing changes, {what}: {', '.join(counted)}.")
     orders = "" if given.orders == 2 else f" --orders {given.orders}"
     return "\n".join([
         "# Number of pretraining scenarios", "",

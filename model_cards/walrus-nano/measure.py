@@ -60,6 +60,7 @@ from walrus_hf.training.records import read_metrics
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 NAME = "walrus-nano"
+RECIPE = ROOT / "examples" / "configs" / "nano.yaml"
 PACKAGED = ROOT / "src" / "walrus_hf" / "checkpoints" / NAME
 WINDOWS = {"1": (1, 1), "1:10": (1, 10), "11:30": (11, 30)}
 PROTOCOL = Protocol(start=17, steps=30, windows=WINDOWS)
@@ -74,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="what examples/simulate.py --recipe nano wrote")
     parser.add_argument("--run", type=Path, help="output_dir of the training run, with its checkpoints and metrics")
-    parser.add_argument("--recipe", type=Path, default=ROOT / "examples/configs/nano.yaml", help="of the run")
+    parser.add_argument("--recipe", type=Path, default=RECIPE, help="of the run")
     parser.add_argument("--commit", help="of this repository, that the run was made with; without it the card says so")
     parser.add_argument("--history", help="a sentence: in which way the run departs from the recipe")
     parser.add_argument("--cores", type=int, default=1, help="processes of the run, each on a core of its own")
@@ -100,6 +101,8 @@ def measure(given: argparse.Namespace) -> None:
     torch.set_float32_matmul_precision("highest")
     data, run = given.data, given.run
     arguments = PretrainingArguments(**read_recipe(given.recipe))
+    if given.halfway is not None and given.halfway.resolve() == PACKAGED:
+        raise SystemExit(f"--halfway: expected a copy of {PACKAGED}, found that folder, which is written to at the end")
     checkpoint = latest_checkpoint(run)
     if checkpoint is None:
         raise SystemExit(f"{run}: expected a run of examples/pretrain.py, found no complete checkpoint in it")
@@ -264,6 +267,7 @@ def trained(checkpoint: Path, arguments: PretrainingArguments, given: argparse.N
 def command(given: argparse.Namespace) -> str:
     """That measures a run like this one again, but for `--history`."""
     said = ["python", "model_cards/walrus-nano/measure.py", "--data", given.data, "--run", given.run]
+    said += ["--recipe", given.recipe] if given.recipe.resolve() != RECIPE else []
     said += ["--cores", given.cores] * (given.cores > 1) + ["--earlier", *given.earlier] * any(given.earlier)
     said += ["--halfway", given.halfway] if given.halfway else []
     said += ["--commit", given.commit] if given.commit else []

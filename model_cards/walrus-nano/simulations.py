@@ -187,7 +187,7 @@ UNSEEN: dict[str, tuple[str, Callable[[int], Trajectory]]] = {
         "grid, diffusivity", _known("advection_diffusion_3d", grid=(28, 20, 16), diffusivity=0.002, dt=0.025)
     ),
     "wide_wave": ("grid, time step", _known("wave", grid=(128, 128), dt=0.012)),
-    "gas_in_a_box": ("grid, sides, start, heat capacities", gas_in_a_box),
+    "gas_in_a_box": ("grid, start, heat capacities", gas_in_a_box),
     "closed_room": ("grid, medium, start", closed_room),
     "vortices": ("grid, start, solver", vortices),
     "beltrami_flow": ("grid, start, solver", beltrami_flow),

@@ -164,6 +164,7 @@ def list_flowbench(root: str | os.PathLike, exclude: Sequence[str] = ()) -> list
 
     Raises:
         FileNotFoundError: no such folder, or no simulation in it.
+        ValueError: a folder behind http(s), which cannot be listed.
     """
     location = os.fspath(root).rstrip("/")
     location = location if "://" in location else os.path.abspath(location)
@@ -297,7 +298,7 @@ def _opened(source: Source) -> Iterator[zipfile.ZipFile]:
 
 def _open_path(path: str) -> contextlib.AbstractContextManager[Any]:
     if "://" in path:
-        return BufferedRangeFile(open_range_file(path))
+        return BufferedRangeFile(open_range_file(path), block_size=2**23, blocks=4)
     if os.path.isdir(path):
         raise IsADirectoryError(f"{path}: expected an .npz archive, found a directory; name one file in it")
     if not os.path.isfile(path):

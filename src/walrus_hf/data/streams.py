@@ -100,7 +100,7 @@ def load_stream(
                 name, manifest, frames, stride_range, settings, zeros, block_bytes(cache_bytes, blocks), storage_options
             )
         )
-    warn_of_small_blocks(indexes, cache_bytes, blocks)
+    warn_of_small_blocks(indexes, cache_bytes, blocks, "fewer sources or blocks_in_memory")
     plan = StreamPlan(
         indexes,
         [weight for _, weight in weighted],
@@ -120,7 +120,7 @@ def block_bytes(cache_bytes: int, blocks: int) -> int:
     return min(LARGEST_BLOCK, cache_bytes // blocks)
 
 
-def warn_of_small_blocks(indexes: Sequence[ScenarioIndex], cache_bytes: int, blocks: int) -> None:
+def warn_of_small_blocks(indexes: Sequence[ScenarioIndex], cache_bytes: int, blocks: int, remedy: str) -> None:
     """Say so where the memory does not hold so many blocks: each frame is then read for each of its windows."""
     small = [index for index in indexes if index.num_blocks == index.num_windows > index.num_trajectories]
     if not small:
@@ -130,7 +130,7 @@ def warn_of_small_blocks(indexes: Sequence[ScenarioIndex], cache_bytes: int, blo
     warnings.warn(
         f"cache_bytes={cache_bytes}: memory holds no blocks of {len(small)} of {len(indexes)} sources, so each window "
         f"is read by itself, about {small[0].frames} times as much; about {cheapest / 2**30:.1f} GiB would help the "
-        f"smallest of them ({small[spans.index(min(spans))].name}), a smaller blocks_in_memory too",
+        f"smallest of them ({small[spans.index(min(spans))].name}), {remedy} too",
         stacklevel=3,
     )
 

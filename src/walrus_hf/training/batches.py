@@ -43,7 +43,7 @@ def open_indexes(arguments: PretrainingArguments, config: WalrusConfig) -> list[
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"sources: expected different names, found {name!r} twice; rename one of the folders")
-    warn_of_small_blocks(found, arguments.cache_bytes, _blocks(arguments))
+    warn_of_small_blocks(found, arguments.cache_bytes, _blocks(arguments), "smaller blocks_in_memory")
     return found
 
 

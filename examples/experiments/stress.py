@@ -189,9 +189,9 @@ def report(rows: list[dict[str, Any]], checkpoint: Checkpoint) -> str:
         f"{checkpoint.text()}. {SEEDS} trajectories a case from seeds that the training did not have, one seed of the "
         "jitter. VRMSE, mean over fields, median over trajectories: of the model, of persistence, and the one over the "
         f"other. A case *holds* where that ratio is at most {HOLDS} times the reference's, *breaks* where it is 1 or "
-        "more, and is *worse* in between. \"Seen\" values were in the training data. The strides of the two stages, "
-        "along x and y, follow from the grid: a grid can break because they are not among those of the training. Small "
-        "differences between cases of so few trajectories say nothing.", "",
+        "more, and is *worse* in between. \"Seen\" values were in the training data of that scenario. The strides of "
+        "the two stages, along x and y, follow from the grid: a grid can break because they are not among those of the "
+        "training. Small differences between cases of so few trajectories say nothing.", "",
         f"![error over persistence]({NAME}.png)", "",
     ]  # fmt: skip
     for scenario in dict.fromkeys(row["scenario"] for row in rows):

@@ -187,6 +187,12 @@ def test_packed_are_the_averages_of_a_checkpoint_rounded_to_bfloat16(measure, tm
         torch.testing.assert_close(mixed[name], mean.bfloat16().float(), rtol=0.01, atol=1e-6)
 
 
+def test_the_losses_of_the_last_stage_lie_beside_the_card():
+    lines = (CARD / "metrics.csv").read_text().splitlines()
+    assert lines[0] == "step,loss,learning_rate,grad_norm,seconds"
+    assert 0 < len(lines) - 1 <= RESULTS["training"]["steps"]
+
+
 def evaluation(folder, persistence_of, **errors):
     """Results of `walrus-hf evaluate` on one source, as far as baselines are taken from them."""
     known = RESULTS["test"][persistence_of]["forecasters"]["persistence"]

@@ -12,8 +12,9 @@ of another adds its steps, minutes and windows to those of `--earlier`, and may 
 The running averages of RUN's last checkpoint are rounded to bfloat16. With these the package's own evaluator forecasts
 the test split of every source, and simulations that are unlike them (`simulations.py`, kept in DATA/unseen-*), beside
 persistence, linear extrapolation and dynamic modes. Then the weights go to `src/walrus_hf/checkpoints/walrus-nano/`,
-`results.json`, `forecast.gif` and, by `../make.py`, `README.md` here, and the film to `docs/images/`, too. About ten
-minutes on one core. After a stop, the same command goes on; RUN/measured holds what is done, and every single error.
+`results.json`, `metrics.csv` (the run's losses), `forecast.gif` and, by `../make.py`, `README.md` here, and the film to
+`docs/images/`, too. About ten minutes on one core. After a stop, the same command goes on; RUN/measured holds what is
+done, and every single error.
 
 Baselines at equal budget are trained and measured by `examples/baselines.py --model walrus-nano --split test` (or
 measured by `walrus-hf evaluate`) on some of the same sources. Their results are added by
@@ -138,6 +139,7 @@ def measure(given: argparse.Namespace) -> None:
     for file in packed.iterdir():
         shutil.copyfile(file, PACKAGED / file.name)
     write_json(HERE / "results.json", results)
+    write_losses(read_metrics(run), HERE / "metrics.csv")
     for place in (HERE / "forecast.gif", ROOT / "docs" / "images" / "shear_flow.gif"):
         shutil.copyfile(film, place)
 
@@ -262,6 +264,12 @@ def trained(checkpoint: Path, arguments: PretrainingArguments, given: argparse.N
         },
         "scenario_count": len(scenarios), "variants_each": 3, "trajectories": 16, "frames_each": 96,
     }  # fmt: skip
+
+
+def write_losses(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """A line for each step of the run."""
+    columns = ["step", "loss", "learning_rate", "grad_norm", "seconds"]
+    pandas.DataFrame(rows)[columns].to_csv(file, index=False, float_format="%.4g")
 
 
 def command(given: argparse.Namespace) -> str:

@@ -7,7 +7,7 @@ import stat
 import pytest
 from safetensors import SafetensorError
 
-from walrus_hf.safe_files import whole_file, whole_folder
+from walrus_hf.safe_files import whole_file, whole_folder, write_text
 
 
 def full_disk():
@@ -108,3 +108,10 @@ def test_an_error_of_another_file_names_that_one_too(tmp_path):
 def test_an_error_of_safetensors_is_one_of_the_folder(tmp_path):
     with pytest.raises(OSError, match="a: expected to write the folder, found No space"), whole_folder(tmp_path / "a"):
         raise SafetensorError("No space left on device (os error 28)")
+
+
+def test_a_text_is_a_whole_file(tmp_path):
+    write_text(tmp_path / "a", "größer\n")
+    assert (tmp_path / "a").read_bytes() == "größer\n".encode()
+    with pytest.raises(OSError, match="a: expected to write the file, found No such file"):
+        write_text(tmp_path / "missing" / "a", "x")

@@ -26,7 +26,7 @@ from walrus_hf.finetuning import fit
 from walrus_hf.metrics import persistence, score
 from walrus_hf.modeling_walrus import mask_state
 from walrus_hf.pipeline_walrus import processor_for
-from walrus_hf.safe_files import whole_file
+from walrus_hf.safe_files import write_text
 from walrus_hf.training.arguments import PretrainingArguments, read_recipe
 from walrus_hf.training.loop import pretrain
 from walrus_hf.training.objective import TrainingModel
@@ -322,8 +322,7 @@ class Results:
 def write(file: Path, text: str) -> None:
     """Whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(file) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(file, text)
 
 
 def errors_of(found: Sequence[dict], sources: Sequence[Path], first: int, last: int) -> np.ndarray:

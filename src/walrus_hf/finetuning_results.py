@@ -21,7 +21,7 @@ from .finetuning_loop import Progress
 from .metrics import persistence, score
 from .model_card import finetuned_card
 from .pipeline_walrus import WalrusPipeline, every_frame
-from .safe_files import whole_file
+from .safe_files import write_text
 
 RESULTS, CHECKPOINTS = "results.json", "checkpoints"
 
@@ -127,8 +127,7 @@ def write_results(
     metrics = folder / CHECKPOINTS / "metrics.jsonl"
     if metrics.is_file():
         os.replace(metrics, folder / "metrics.jsonl")
-    with whole_file(folder / RESULTS) as temporary:
-        temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_text(folder / RESULTS, json.dumps(results, indent=1) + "\n")
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 

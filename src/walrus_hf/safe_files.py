@@ -37,6 +37,12 @@ def whole_file(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
             temporary.unlink()
 
 
+def write_text(path: Path, text: str) -> None:
+    """A text as a `whole_file`."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """The same for a folder; one that is there is replaced, and stays until the new one is complete."""

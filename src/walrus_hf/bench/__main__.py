@@ -14,7 +14,7 @@ import torch
 import typer
 
 from ..allocator import keep_freed_memory
-from ..safe_files import whole_file
+from ..safe_files import write_text
 from .cases import AGREEMENT, cases, network
 
 app = typer.Typer(help="Benchmarks of walrus_hf.", no_args_is_help=True, add_completion=False)
@@ -163,8 +163,7 @@ def _write_json(path: Path | None, results: Mapping[str, Result], small: bool) -
     if path is None:
         return
     content: dict[str, Any] = {"small": small, "threads": torch.get_num_threads(), "cases": results}
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def _fail_where_apart(results: Mapping[str, Result]) -> None:

@@ -19,7 +19,7 @@ from ..configuration_walrus import WalrusConfig
 from ..jitter import TokenizationPlan
 from ..modeling_walrus import WalrusForPrediction
 from ..pipeline_walrus import processor_for
-from ..safe_files import whole_file
+from ..safe_files import write_text
 from .cases import FIELDS, NETWORK, SMALL_NETWORK
 from .flops import working_bytes
 from .footprint import in_own_process, peak_of, resident
@@ -186,8 +186,7 @@ def save(coefficients: Mapping[str, float], results: Mapping[str, Mapping[str, f
         "coefficients": {name: float(f"{value:.4g}") for name, value in coefficients.items()},
         "worst_held_out_error": worst, "threads": torch.get_num_threads(), "torch": torch.__version__,
     }  # fmt: skip
-    with whole_file(FITTED) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_text(FITTED, json.dumps(content, indent=1) + "\n")
 
 
 def describe(row: Mapping[str, float]) -> str:

@@ -22,7 +22,7 @@ import h5py
 import numpy as np
 
 from ..fields import BoundaryCondition
-from ..safe_files import whole_file
+from ..safe_files import write_text
 from . import flowbench
 from .remote import BufferedRangeFile, Identity, RangeFile, join_inside, open_range_file
 from .well import (
@@ -456,5 +456,4 @@ def _flag(value: Any) -> bool:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, separators=(",", ":")) + "\n")

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ..safe_files import whole_file
+from ..safe_files import write_text
 
 KINDS = ("mean", "std", "rms", "mean_delta", "std_delta", "rms_delta")
 # Cells at a time: their float64 copies stay in the processor's cache.
@@ -299,8 +299,7 @@ def write_stats(stats: Mapping[str, Mapping[str, Any]], path: str | os.PathLike,
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target}: expected an existing folder {target.parent}, found none; make it first")
     text = yaml.safe_dump({kind: dict(fields) for kind, fields in stats.items()})
-    with whole_file(target) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(target, text)
     return target
 
 

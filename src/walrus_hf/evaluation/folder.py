@@ -18,7 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .results import Record, finite, markdown, write_json, write_parquet, write_text
+from ..safe_files import write_text
+from .results import Record, finite, markdown, write_json, write_parquet
 
 RESULTS, TRAJECTORIES, TABLE, FORECASTS, PARTIAL = (
     "results.json", "trajectories.parquet", "table.md", "forecasts", "partial",

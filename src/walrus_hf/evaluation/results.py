@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..safe_files import whole_file
+from ..safe_files import whole_file, write_text
 from . import physics
 from .protocol import MEAN_OF_FIELDS, Protocol
 from .statistics import median_curve, summary
@@ -331,12 +331,6 @@ def versions() -> dict[str, str]:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Under a temporary name, then moved; numbers that are not finite become null, which JSON can hold."""
     write_text(path, json.dumps(finite(content), indent=1, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Under a temporary name, then moved."""
-    with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def write_parquet(path: Path, tables: Iterable[Mapping[str, list]]) -> None:

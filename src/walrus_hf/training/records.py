@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..safe_files import whole_file
+from ..safe_files import write_text
 
 METRICS_FILE = "metrics.jsonl"
 # Time of a backward pass in forward passes, where no micro-batch of a step can tell.
@@ -119,8 +119,7 @@ class MetricsFile:
             return
         folder.mkdir(parents=True, exist_ok=True)
         kept = [line for line in _complete_lines(self.path) if json.loads(line)["step"] <= step]
-        with whole_file(self.path) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        write_text(self.path, "".join(f"{line}\n" for line in kept))
 
     def write(self, row: Mapping[str, Any]) -> None:
         if self.is_main_process:

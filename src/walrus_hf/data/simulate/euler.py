@@ -67,20 +67,8 @@ def euler_channel(
     """Gas that streams along a channel with slip walls below and above, and rolls up: periodic along x, walls along y.
 
     The start is smooth: layers and clouds of other density, velocity and, less, pressure, drawn from the seed, a
-    quarter of a unit or more across. No gas moves through the walls. Units and fields as in `euler_multi_quadrants`.
-
-    Args:
-        seed: the same seed gives the same trajectory.
-        grid: cells (H, W) along x and y.
-        frames: frames to return, the initial state included.
-        dt: time between frames; sound takes about 1 time unit from one end to the other.
-        gamma: ratio of the heat capacities.
-
-    Returns:
-        Float32 `density`, `energy` (per volume) and `pressure` (frames, H, W), and `momentum` (frames, H, W, 2).
-
-    Raises:
-        ValueError: unusable arguments.
+    quarter of a unit or more across. No gas moves through the walls. Units, arguments, fields with their shapes and
+    errors are those of `euler_multi_quadrants`.
     """
     check_arguments(grid, frames, dt)
     rng, cell = np.random.default_rng(seed), 1 / grid[0]

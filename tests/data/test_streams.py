@@ -5,6 +5,7 @@ import gc
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -192,9 +193,13 @@ def test_set_epoch_is_refused_with_a_history_of_one_epoch(folder):
         next(iter(stream))
 
 
-def test_memory_that_holds_no_blocks_is_warned_about(folder, tmp_path):
-    with pytest.warns(UserWarning, match=r"memory holds no blocks of 1 of 1 sources.*about 7 times"):
-        load_stream(folder, cache_bytes=100_000)
+def test_memory_that_holds_no_blocks_is_warned_about_until_it_is_what_the_warning_asks_for(folder, recwarn):
+    load_stream(folder, cache_bytes=100_000)
+    said = str(recwarn.pop(UserWarning).message)
+    asked = re.search(r"memory holds no blocks of 1 of 1 sources.*about 7 times.*; cache_bytes=(\d+) would help", said)
+    recwarn.clear()
+    load_stream(folder, cache_bytes=int(asked[1]))
+    assert not recwarn.list
 
 
 def test_workers_that_are_spawned_read_the_same(folder):

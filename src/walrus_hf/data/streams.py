@@ -129,8 +129,8 @@ def warn_of_small_blocks(indexes: Sequence[ScenarioIndex], cache_bytes: int, blo
     cheapest = blocks * 2 * min(spans)
     warnings.warn(
         f"cache_bytes={cache_bytes}: memory holds no blocks of {len(small)} of {len(indexes)} sources, so each window "
-        f"is read by itself, about {small[0].frames} times as much; about {cheapest / 2**30:.1f} GiB would help the "
-        f"smallest of them ({small[spans.index(min(spans))].name}), {remedy} too",
+        f"is read by itself, about {small[0].frames} times as much; cache_bytes={cheapest} would help the smallest of "
+        f"them ({small[spans.index(min(spans))].name}), {remedy} too",
         stacklevel=3,
     )
 

@@ -5,7 +5,7 @@ import pytest
 from scipy.optimize import brentq
 
 from walrus_hf import WalrusProcessor, metrics
-from walrus_hf.data.simulate.euler import euler_channel, euler_multi_quadrants, solve_euler
+from walrus_hf.data.simulate.euler import euler_channel, euler_layers, euler_multi_quadrants, solve_euler
 
 GAMMA = 1.4
 PERIODIC, OPEN, WALLS = ({"x": kind, "y": kind} for kind in ("periodic", "open", "wall"))
@@ -186,6 +186,34 @@ def test_a_channel_starts_smooth_moves_along_and_across_and_follows_its_seed():
     errors = metrics.score(metrics.persistence(first.frames(0, 1), 20), future)
     growth = np.mean(list(errors.values()), axis=0)
     assert 0.05 < growth[0] < growth[3] < growth[9]
+
+
+@pytest.mark.parametrize("boundary", ["periodic", "wall"])
+def test_layers_keep_mass_energy_and_momentum_along_them_and_roll_up(boundary):
+    found = euler_layers(3, boundary, grid=(56, 40), frames=31, dt=0.05)
+    assert found.boundary_ids() == ((2, 2), (2, 2) if boundary == "periodic" else (0, 0))
+    momentum = found.fields["momentum"]
+    for kept in (found.fields["density"], found.fields["energy"], momentum[..., 0]):
+        total = kept.mean(axis=(1, 2), dtype=np.float64)
+        np.testing.assert_allclose(total, np.full_like(total, total[0]), atol=5e-7)
+    across = np.square(momentum[..., 1], dtype=np.float64).mean(axis=(1, 2))
+    assert across[-1] > 1.5 * across[0]
+    pressure = found.fields["pressure"]
+    assert np.ptp(pressure[0]) < 1e-6
+    assert 0 < pressure[-1].std() < 0.1 * pressure.mean()
+
+
+def test_the_wave_on_a_shear_layer_that_grows_fastest_grows_at_the_known_rate():
+    """0.1897 U / d where the velocity is U tanh(y / d) and k d = 0.4446, without compression (Michalke 1964)."""
+    n, speed, k = 48, 0.25, 2 * np.pi
+    d = 0.4446 / k
+    x, y = np.meshgrid((np.arange(n) + 0.5) / n, (np.arange(n) + 0.5) / n, indexing="ij")
+    along = speed * (np.tanh((y - 0.25) / d) - np.tanh((y - 0.75) / d) - 1)
+    velocity = np.stack([along, 1e-3 * np.sin(k * x) * np.cos(k * y)], axis=-1)
+    found = solve_euler(np.ones((n, n)), velocity, np.full((n, n), 2.0), 3, 2.0, boundary_conditions=PERIODIC)
+    wave = np.fft.fft(found.fields["momentum"][..., 1], axis=1)[:, 1]
+    size = np.sqrt(np.square(np.abs(wave)).mean(axis=1))
+    assert np.log(size[2] / size[1]) / 2.0 == pytest.approx(0.1897 * speed / d, rel=0.1)
 
 
 def test_energy_is_that_of_the_pressure_and_the_motion():

@@ -7,7 +7,7 @@ pytest.importorskip("exponax")
 import exponax
 import jax.numpy as jnp
 
-from walrus_hf.data.simulate import kolmogorov_flow, solve_incompressible, turbulence_3d
+from walrus_hf.data.simulate import kolmogorov_flow, solve_incompressible, turbulence_2d, turbulence_3d
 from walrus_hf.data.simulate.common import smooth_noise
 
 from .oracles import derivative, rms, taylor_green
@@ -153,6 +153,26 @@ def test_turbulence_loses_energy_at_twice_the_viscosity_times_the_enstrophy(turb
     energy = 0.5 * np.square(velocity).sum(axis=-1).mean(axis=(1, 2, 3))
     enstrophy = 0.5 * np.square(curl(velocity[1], 1 / 20)).sum(axis=-1).mean()
     assert (energy[0] - energy[2]) / (2 * DT) == pytest.approx(2 * 2 * VISCOSITY * enstrophy, rel=0.01)
+
+
+def test_turbulence_in_a_plane_loses_energy_and_enstrophy_to_friction_alone_and_its_eddies_grow():
+    """No stretching of vortices: both fall at twice the viscosity times the next one of the series."""
+    fields = turbulence_2d(seed=2, grid=PLANE, frames=3, dt=DT, viscosity=VISCOSITY).fields
+    force = momentum_residual(fields["velocity"], fields["pressure"], VISCOSITY, 0.0, 1 / 32, DT)
+    assert rms(force) < 0.02 * rms(derivative(fields["pressure"][1], 0, 1 / 32))
+
+    def series(velocity):  # energy, enstrophy, palinstrophy
+        curl = derivative(velocity[..., 1], -2, 1 / 32) - derivative(velocity[..., 0], -1, 1 / 32)
+        slopes = [derivative(curl, axis, 1 / 32) for axis in (-2, -1)]
+        halves = np.square(velocity, dtype=np.float64).sum(-1), np.square(curl), np.square(slopes[0]) + slopes[1] ** 2
+        return [0.5 * half.mean(axis=(1, 2)) for half in halves]
+
+    energy, enstrophy, palinstrophy = series(fields["velocity"])
+    assert (energy[0] - energy[2]) / (2 * DT) == pytest.approx(2 * VISCOSITY * enstrophy[1], rel=0.01)
+    assert (enstrophy[0] - enstrophy[2]) / (2 * DT) == pytest.approx(2 * VISCOSITY * palinstrophy[1], rel=0.01)
+    energy, enstrophy, _ = series(turbulence_2d(seed=2, grid=PLANE, frames=3, dt=1.0).fields["velocity"])
+    sizes = np.sqrt(energy / enstrophy)
+    assert sizes[0] < sizes[1] < sizes[2]
 
 
 def test_both_flows_are_free_of_divergence_and_keep_their_momentum(turbulence, eddies):

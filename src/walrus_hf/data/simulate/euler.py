@@ -1,4 +1,4 @@
-"""Compressible gas in two dimensions: quadrants that break up into shocks, contacts and fans; smooth flow in a channel.
+"""Compressible gas in two dimensions: quadrants that break up into shocks, contacts and fans; a channel; layers.
 
 The quadrants follow The Well's `euler_multi_quadrants_openBC` and `_periodicBC`. Finite volumes in float64: primitive
 variables limited by monotonized central differences, HLLC fluxes (Toro, Spruce and Speares 1994) with Einfeldt's wave
@@ -82,6 +82,40 @@ def euler_channel(
     sides = {"x": "periodic", "y": "wall"}
     velocity = np.stack([along, across], axis=-1)
     return solve_euler(density, velocity, pressure, frames, dt, gamma, sides, name=f"euler_channel_{seed}")
+
+
+def euler_layers(
+    seed: int,
+    boundary: Literal["periodic", "wall"] = "periodic",
+    grid: tuple[int, int] = (64, 64),
+    frames: int = 40,
+    dt: float = 0.025,
+    gamma: float = 1.4,
+) -> Trajectory:
+    """A layer of gas that slides along x through other gas and rolls up (Kelvin and Helmholtz), without shocks.
+
+    Place, width and edges of the layer, its density and speed, and the waves on it come from the seed. The pressure is
+    the same everywhere at first; what changes of it later are a few hundredths, as long as all moves slower than
+    sound. Units, other arguments, fields with their shapes and errors are those of `euler_multi_quadrants`.
+
+    Args:
+        boundary: `"periodic"` or `"wall"` (reflecting, slip) below and above; along x the box is periodic.
+    """
+    check_arguments(grid, frames, dt)
+    if boundary not in ("periodic", "wall"):
+        raise ValueError(f"boundary: expected 'periodic' or 'wall', found {boundary!r}")
+    rng, cell = np.random.default_rng(seed), 1 / grid[0]
+    x, y = cell_centres(grid, cell)
+    length = grid[1] * cell
+    middle, half, edge = rng.uniform(0.4, 0.6) * length, rng.uniform(0.12, 0.25) * length, rng.uniform(0.02, 0.05)
+    inside = 0.5 * (np.tanh((half - np.abs(y - middle)) / edge) + 1)
+    density = rng.uniform(0.5, 1.5) + rng.uniform(-0.4, 1.0) * inside
+    along = rng.uniform(-0.3, 0.3) + rng.choice((-1, 1)) * rng.uniform(0.4, 1.0) * (inside - 0.5)
+    waves = sum(rng.normal() / n * np.sin(2 * np.pi * (n * x + rng.uniform())) for n in range(1, 5))
+    across = rng.uniform(0.02, 0.1) * waves * np.sin(np.pi * y / length)
+    velocity, sides = np.stack([along, across], axis=-1), {"x": "periodic", "y": boundary}
+    pressure = np.full(grid, rng.uniform(0.8, 2.0))
+    return solve_euler(density, velocity, pressure, frames, dt, gamma, sides, name=f"euler_layers_{boundary}_{seed}")
 
 
 def solve_euler(

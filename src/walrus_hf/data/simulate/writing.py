@@ -18,8 +18,9 @@ from ...fields import Trajectory
 from ..well_writer import save_well
 from .acoustics import CLOSED, acoustic_scattering
 from .convection import rayleigh_benard
-from .euler import euler_channel, euler_multi_quadrants
-from .incompressible import kolmogorov_flow, turbulence_3d
+from .euler import euler_channel, euler_layers, euler_multi_quadrants
+from .incompressible import kolmogorov_flow, turbulence_2d, turbulence_3d
+from .patterns import reaction_diffusion, swift_hohenberg
 from .periodic import gray_scott, shear_flow
 from .spectral import advection_diffusion_3d, burgers, wave
 
@@ -30,13 +31,18 @@ SIMULATIONS: dict[str, Callable[..., Trajectory]] = {
     "advection_diffusion_3d": advection_diffusion_3d,
     "burgers": burgers,
     "euler_channel": euler_channel,
+    "euler_layers_periodic": functools.partial(euler_layers, boundary="periodic"),
+    "euler_layers_wall": functools.partial(euler_layers, boundary="wall"),
     "euler_multi_quadrants_open": functools.partial(euler_multi_quadrants, boundary="open"),
     "euler_multi_quadrants_periodic": functools.partial(euler_multi_quadrants, boundary="periodic"),
     "euler_multi_quadrants_wall": functools.partial(euler_multi_quadrants, boundary="wall"),
     "gray_scott": gray_scott,
     "kolmogorov_flow": kolmogorov_flow,
     "rayleigh_benard": rayleigh_benard,
+    "reaction_diffusion": reaction_diffusion,
     "shear_flow": shear_flow,
+    "swift_hohenberg": swift_hohenberg,
+    "turbulence_2d": turbulence_2d,
     "turbulence_3d": turbulence_3d,
     "wave": wave,
 }

@@ -14,7 +14,8 @@ the test split of every source, and simulations that are unlike them (`simulatio
 persistence, linear extrapolation and dynamic modes. Then the weights go to `src/walrus_hf/checkpoints/walrus-nano/`,
 `results.json`, `metrics.csv` (the run's losses), `forecast.gif` and, by `../make.py`, `README.md` here, and the film to
 `docs/images/`, too. About ten minutes on one core. After a stop, the same command goes on; RUN/measured holds what is
-done, and every single error.
+done, and every single error. Without --run, the weights of the package forecast the simulations of `simulations.py`
+anew, after a change of that file, and the rest of `results.json` stays.
 
 Baselines at equal budget are trained and measured by `examples/baselines.py --model walrus-nano --split test` (or
 measured by `walrus-hf evaluate`) on some of the same sources. Their results are added by
@@ -88,18 +89,22 @@ def main() -> None:
     parser.add_argument("--baselines", type=Path, nargs="+", metavar="RESULTS", help="folders to take baselines from")
     parser.add_argument("--budget", help="a sentence: the parameters and minutes that each baseline was given")
     given = parser.parse_args()
+    torch.set_float32_matmul_precision("highest")
     if given.baselines and given.budget:
         add_baselines(given.baselines, given.budget)
     elif given.data and given.run:
         measure(given)
+    elif given.data:
+        results = json.loads((HERE / "results.json").read_text(encoding="utf-8"))
+        pipe = WalrusPipeline.from_pretrained(PACKAGED, device="cpu")
+        write_json(HERE / "results.json", results | unseen_errors(pipe, given.data, given.data / "measured-unseen"))
     else:
-        parser.error("expected --data and --run, or --baselines and --budget")
+        parser.error("expected --data, with or without --run, or --baselines and --budget")
     runpy.run_path(str(HERE.parent / "make.py"))["main"]()
 
 
 def measure(given: argparse.Namespace) -> None:
     """Weights into the package; `results.json` and the film here."""
-    torch.set_float32_matmul_precision("highest")
     data, run = given.data, given.run
     arguments = PretrainingArguments(**read_recipe(given.recipe))
     if given.halfway is not None and given.halfway.resolve() == PACKAGED:
@@ -114,9 +119,8 @@ def measure(given: argparse.Namespace) -> None:
     tests = {place.as_posix(): data / place for place in places}
     if not tests:
         raise SystemExit(f"{data}: expected what examples/simulate.py --recipe nano writes, found no <variant>/<name>")
-    others = simulated(data)
     seen = forecast_errors(pipe, tests, work / "test")
-    found = forecast_errors(pipe, others, work / "unseen")
+    unlike = unseen_errors(pipe, data, work / "unseen")
     (work / "film").mkdir(exist_ok=True)
     film = work / "film" / "forecast.gif"
     shown = film_of(pipe, tests[FILM], film)
@@ -127,12 +131,7 @@ def measure(given: argparse.Namespace) -> None:
         "protocol": seen["protocol"], "versions": seen["versions"], "device": seen["device"],
         "frames_of_dmd": CONTEXT_FRAMES,
         "test": {name: compact(seen["scenarios"][key]) for name, key in zip(tests, seen["scenarios"], strict=True)},
-        "unseen": {
-            name: {"unlike": UNSEEN[name][0], **compact(found["scenarios"][key])}
-            for name, key in zip(others, found["scenarios"], strict=True)
-        },
-        "fixed": {name: first_errors(work / "unseen", key)
-                  for name, key in zip(others, found["scenarios"], strict=True) if name in FIXED},
+        **unlike,
         "film": shown,
     }  # fmt: skip
     PACKAGED.mkdir(exist_ok=True)
@@ -163,6 +162,17 @@ def pack(checkpoint: Path, arguments: PretrainingArguments, folder: Path, halfwa
         stored = {name: value.to(torch.bfloat16).contiguous() for name, value in training.model.state_dict().items()}
     save_file(stored, folder / "model.safetensors", {"format": "pt"})
     return folder
+
+
+def unseen_errors(pipe: WalrusPipeline, data: Path, output: Path) -> dict[str, Any]:
+    """What the card has of the simulations that the weights never saw, and what a test computes again of them."""
+    others = simulated(data)
+    found = forecast_errors(pipe, others, output)["scenarios"]
+    keys = dict(zip(others, found, strict=True))
+    return {
+        "unseen": {name: {"unlike": UNSEEN[name][0], **compact(found[key])} for name, key in keys.items()},
+        "fixed": {name: first_errors(output, key) for name, key in keys.items() if name in FIXED},
+    }
 
 
 def simulated(data: Path) -> dict[str, Path]:

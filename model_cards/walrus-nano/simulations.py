@@ -16,22 +16,30 @@ import numpy as np
 
 from walrus_hf import Trajectory
 from walrus_hf.data import simulate
-from walrus_hf.data.simulate.common import cell_centres, smooth_noise, trajectory
+from walrus_hf.data.simulate.common import cell_centres, smooth_noise, sum_of_squares, trajectory
 
 FRAMES = 47  # 17 to forecast from, 30 to forecast
 FIXED = ("gas_in_a_box", "closed_room", "vortices", "beltrami_flow", "line_of_shocks", "other_gray_scott")
 
 
-def gas_in_a_box(seed: int, grid: tuple[int, int] = (72, 40)) -> Trajectory:
-    """Two layers of gas that slide on each other in a box with walls along y, and roll up."""
+def sliding_gas(seed: int, grid: tuple[int, int], along_y: str) -> Trajectory:
+    """A layer of gas that slides through other gas and rolls up, in a box that is periodic along x."""
     rng, length = np.random.default_rng(seed), grid[1] / grid[0]
     x, y = (axis / scale for axis, scale in zip(cell_centres(grid, 1 / grid[0]), (1, length)))
     inside = 0.5 * (np.tanh((y - 0.3) / 0.04) - np.tanh((y - 0.7) / 0.04))
     push = sum(rng.normal() * np.sin(2 * np.pi * (n * x + rng.uniform())) for n in range(1, 5))
     velocity = np.stack([rng.uniform(0.4, 0.8) * (inside - 0.5), 0.05 * push * np.sin(np.pi * y)], axis=-1)
     density = 1 + rng.uniform(0.3, 1.0) * inside
-    sides = {"x": "periodic", "y": "wall"}
-    return simulate.solve_euler(density, velocity, np.ones(grid), FRAMES, 0.02, 1.5, sides, name="gas_in_a_box")
+    sides = {"x": "periodic", "y": along_y}
+    return simulate.solve_euler(density, velocity, np.ones(grid), FRAMES, 0.02, 1.5, sides, name="sliding_gas")
+
+
+def blast(seed: int, grid: tuple[int, int] = (80, 64)) -> Trajectory:
+    """A round blast in gas at rest, which leaves through open sides."""
+    rng, (x, y) = np.random.default_rng(seed), cell_centres(grid, 1 / grid[0])
+    away = np.hypot(x - rng.uniform(0.3, 0.7), y - rng.uniform(0.25, 0.55))
+    pressure = np.where(away < rng.uniform(0.08, 0.2), rng.uniform(2, 7), 1.0)
+    return simulate.solve_euler(np.ones(grid), np.zeros((*grid, 2)), pressure, FRAMES, 0.015, 1.35, name="blast")
 
 
 def closed_room(seed: int, grid: tuple[int, int] = (72, 56)) -> Trajectory:
@@ -156,6 +164,60 @@ def other_gray_scott(seed: int, grid: tuple[int, int] = (56, 72)) -> Trajectory:
     return _periodic(found, step * steps, "other_gray_scott", grid)
 
 
+def phase_fronts(seed: int, grid: tuple[int, int] = (72, 56)) -> Trajectory:
+    """Two phases that part, whose fronts then shorten (Allen and Cahn 1979), by explicit differences."""
+    rng, cell, dt, steps = np.random.default_rng(seed), 1 / grid[0], 0.1, 4
+    a = rng.uniform(0.1, 0.6) * smooth_noise(rng, grid, cell, shortest=0.15)
+    found = []
+    for _ in range(FRAMES):
+        found.append(a)
+        for _ in range(steps):
+            spread = sum(np.roll(a, way, axis) for way in (1, -1) for axis in (0, 1)) - 4 * a
+            a = a + dt / steps * (5e-4 / cell**2 * spread + a - a**3)
+    return _periodic({"A": found}, dt, "phase_fronts", grid)
+
+
+def stripes(seed: int, grid: tuple[int, int] = (56, 72)) -> Trajectory:
+    """A pattern of stripes that grows out of noise and orders itself (Swift and Hohenberg 1977), mode by mode."""
+    rng, wave, dt, steps = np.random.default_rng(seed), 2 * np.pi * 6, 0.4, 8
+    k_squared = sum_of_squares(np.meshgrid(*(2 * np.pi * np.fft.fftfreq(n, 1 / grid[0]) for n in grid), indexing="ij"))
+    rate = rng.uniform(0.2, 0.5) - (1 - k_squared / wave**2) ** 2
+    a, step = 0.2 * smooth_noise(rng, grid, 1 / grid[0], shortest=0.1), dt / steps
+    found = []
+    for _ in range(FRAMES):
+        found.append(a)
+        for _ in range(steps):  # what is linear implicitly
+            a = np.fft.ifftn(np.fft.fftn(a - step * a**3) / (1 - step * rate)).real
+    return _periodic({"A": found}, dt, "stripes", grid)
+
+
+def fading_eddies(seed: int, grid: tuple[int, int] = (80, 56)) -> Trajectory:
+    """Eddies in a plane that nothing drives: they merge, and friction fades them."""
+    rng = np.random.default_rng(seed)
+    start = np.stack([smooth_noise(rng, grid, 1 / grid[0], shortest=0.2) for _ in range(2)], axis=-1)
+    return simulate.solve_incompressible(rng.uniform(0.3, 0.6) * start, FRAMES, 0.05, 5e-4, name="fading_eddies")
+
+
+def rotating_waves(seed: int, grid: tuple[int, int] = (64, 88)) -> Trajectory:
+    """Waves of a shallow layer of water on a rotating plane: the exact solution. Pressure is its depth."""
+    rng, dt = np.random.default_rng(seed), 0.02
+    start, spin = smooth_noise(rng, grid, 1 / grid[0], shortest=0.15), rng.uniform(2, 6)
+    kx, ky = np.meshgrid(*(2 * np.pi * np.fft.fftfreq(n, 1 / grid[0]) for n in grid), indexing="ij")
+    # d/dt (p, u, v) = -i matrix (p, u, v), for every mode.
+    matrix = np.zeros((*grid, 3, 3), dtype=complex)
+    matrix[..., 0, 1] = matrix[..., 1, 0] = kx
+    matrix[..., 0, 2] = matrix[..., 2, 0] = ky
+    matrix[..., 1, 2], matrix[..., 2, 1] = 1j * spin, -1j * spin
+    rates, vectors = np.linalg.eigh(matrix)
+    parts = vectors[..., 0, :].conj() * np.fft.fftn(start)[..., None]  # at rest
+    frames = [
+        np.fft.ifftn(np.einsum("xyfw,xyw->xyf", vectors, parts * np.exp(-1j * rates * t)), axes=(0, 1)).real
+        for t in dt * np.arange(FRAMES)
+    ]
+    fields = {"pressure": [frame[..., 0] for frame in frames], "velocity": [frame[..., 1:] for frame in frames]}
+    return _periodic(fields, dt, "rotating_waves", grid)
+
+
 def _periodic(fields: dict[str, list[np.ndarray]], dt: float, name: str, grid: tuple[int, ...]) -> Trajectory:
     arrays = {field: np.array(frames, dtype=np.float32) for field, frames in fields.items()}
     return trajectory(arrays, dt, name, 1 / grid[0], "xyz"[: len(grid)])
@@ -187,7 +249,13 @@ UNSEEN: dict[str, tuple[str, Callable[[int], Trajectory]]] = {
         "grid, diffusivity", _known("advection_diffusion_3d", grid=(28, 20, 16), diffusivity=0.002, dt=0.025)
     ),
     "wide_wave": ("grid, time step", _known("wave", grid=(128, 128), dt=0.012)),
-    "gas_in_a_box": ("grid, start, heat capacities", gas_in_a_box),
+    "gas_in_a_box": (
+        "grid, start, heat capacities", functools.partial(sliding_gas, grid=(72, 40), along_y="wall")
+    ),
+    "gas_in_layers": (
+        "grid, start, heat capacities", functools.partial(sliding_gas, grid=(80, 64), along_y="periodic")
+    ),
+    "blast": ("grid, start, heat capacities", blast),
     "closed_room": ("grid, medium, start", closed_room),
     "vortices": ("grid, start, solver", vortices),
     "beltrami_flow": ("grid, start, solver", beltrami_flow),
@@ -196,6 +264,10 @@ UNSEEN: dict[str, tuple[str, Callable[[int], Trajectory]]] = {
     "tracer_in_a_plane": ("plane, stream, solver", tracer_in_a_stream),
     "tracer_in_a_volume": ("grid, stream, solver", functools.partial(tracer_in_a_stream, grid=(32, 16, 24))),
     "other_gray_scott": ("grid, rates, solver", other_gray_scott),
+    "phase_fronts": ("equation, grid, solver", phase_fronts),
+    "stripes": ("equation, grid, solver", stripes),
+    "rotating_waves": ("equation, grid, solver", rotating_waves),
+    "fading_eddies": ("no force, grid, viscosity", fading_eddies),
 }  # fmt: skip
 
 

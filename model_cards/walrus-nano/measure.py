@@ -14,8 +14,11 @@ the test split of every source, and simulations that are unlike them (`simulatio
 persistence, linear extrapolation and dynamic modes. Then the weights go to `src/walrus_hf/checkpoints/walrus-nano/`,
 `results.json`, `metrics.csv` (the run's losses), `forecast.gif` and, by `../make.py`, `README.md` here, and the film to
 `docs/images/`, too. About ten minutes on one core. After a stop, the same command goes on; RUN/measured holds what is
-done, and every single error. Without --run, the weights of the package forecast the simulations of `simulations.py`
-anew, after a change of that file, and the rest of `results.json` stays.
+done, and every single error.
+
+After a change of `simulations.py`, its simulations alone are measured again, with the weights of the package, by
+
+    python model_cards/walrus-nano/measure.py --data runs/nano/data --unseen
 
 Baselines at equal budget are trained and measured by `examples/baselines.py --model walrus-nano --split test` (or
 measured by `walrus-hf evaluate`) on some of the same sources. Their results are added by
@@ -86,20 +89,21 @@ def main() -> None:
         help="of the run whose weights it started from",
     )  # fmt: skip
     parser.add_argument("--halfway", type=Path, metavar="FOLDER", help="take the mean with the weights of this model")
+    parser.add_argument(
+        "--unseen", action="store_true", help="only what simulations.py has, with the package's weights"
+    )
     parser.add_argument("--baselines", type=Path, nargs="+", metavar="RESULTS", help="folders to take baselines from")
     parser.add_argument("--budget", help="a sentence: the parameters and minutes that each baseline was given")
     given = parser.parse_args()
     torch.set_float32_matmul_precision("highest")
     if given.baselines and given.budget:
         add_baselines(given.baselines, given.budget)
+    elif given.data and given.unseen:
+        measure_unseen(given.data)
     elif given.data and given.run:
         measure(given)
-    elif given.data:
-        results = json.loads((HERE / "results.json").read_text(encoding="utf-8"))
-        pipe = WalrusPipeline.from_pretrained(PACKAGED, device="cpu")
-        write_json(HERE / "results.json", results | unseen_errors(pipe, given.data, given.data / "measured-unseen"))
     else:
-        parser.error("expected --data, with or without --run, or --baselines and --budget")
+        parser.error("expected --data with --run or --unseen, or --baselines and --budget")
     runpy.run_path(str(HERE.parent / "make.py"))["main"]()
 
 
@@ -162,6 +166,15 @@ def pack(checkpoint: Path, arguments: PretrainingArguments, folder: Path, halfwa
         stored = {name: value.to(torch.bfloat16).contiguous() for name, value in training.model.state_dict().items()}
     save_file(stored, folder / "model.safetensors", {"format": "pt"})
     return folder
+
+
+def measure_unseen(data: Path) -> None:
+    """`results.json` with these errors anew; the rest stays."""
+    results = json.loads((HERE / "results.json").read_text(encoding="utf-8"))
+    pipe = WalrusPipeline.from_pretrained(PACKAGED, device="cpu")
+    if weights(PACKAGED / "model.safetensors", pipe) != results["weights"]:
+        raise SystemExit(f"{PACKAGED}: expected the weights that results.json is of, found others; measure all of it")
+    write_json(HERE / "results.json", results | unseen_errors(pipe, data, data / "measured-unseen"))
 
 
 def unseen_errors(pipe: WalrusPipeline, data: Path, output: Path) -> dict[str, Any]:

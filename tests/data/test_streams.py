@@ -193,13 +193,23 @@ def test_set_epoch_is_refused_with_a_history_of_one_epoch(folder):
         next(iter(stream))
 
 
-def test_memory_that_holds_no_blocks_is_warned_about_until_it_is_what_the_warning_asks_for(folder, recwarn):
-    load_stream(folder, cache_bytes=100_000)
+@pytest.mark.parametrize(("frames", "stride_range", "cache_bytes"), [(7, (1, 3), 100_000), (2, (1, 1), 10_000)])
+def test_memory_that_holds_no_blocks_is_warned_about_until_it_is_what_the_warning_asks_for(
+    folder, recwarn, frames, stride_range, cache_bytes
+):
+    load_stream(folder, frames=frames, stride_range=stride_range, cache_bytes=cache_bytes)
     said = str(recwarn.pop(UserWarning).message)
-    asked = re.search(r"memory holds no blocks of 1 of 1 sources.*about 7 times.*; cache_bytes=(\d+) would help", said)
+    pattern = rf"memory holds no blocks of 1 of 1 sources.*about {frames} times.*; cache_bytes=(\d+) would help"
+    asked = re.search(pattern, said)
     recwarn.clear()
-    load_stream(folder, cache_bytes=int(asked[1]))
+    load_stream(folder, frames=frames, stride_range=stride_range, cache_bytes=int(asked[1]))
     assert not recwarn.list
+
+
+def test_frames_too_large_for_any_block_ask_for_fewer_of_them(folder, monkeypatch):
+    monkeypatch.setattr("walrus_hf.data.streams.LARGEST_BLOCK", 10_000)
+    with pytest.warns(UserWarning, match="; fewer frames or smaller strides would help"):
+        load_stream(folder)
 
 
 def test_workers_that_are_spawned_read_the_same(folder):

@@ -125,12 +125,17 @@ def warn_of_small_blocks(indexes: Sequence[ScenarioIndex], cache_bytes: int, blo
     small = [index for index in indexes if index.num_blocks == index.num_windows > index.num_trajectories]
     if not small:
         return
+    # A block is worth it where it holds as much besides the first window, or one window more.
     spans = [index.stride_range[1] * (index.frames - 1) * index.frame_bytes for index in small]
-    cheapest = blocks * 2 * min(spans)
+    needed = [span + max(span, 2 * index.frame_bytes) for span, index in zip(spans, small)]
+    least = min(needed)
+    smallest = small[needed.index(least)].name
+    advice = f"cache_bytes={blocks * least} would help the smallest of them ({smallest}), {remedy} too"
+    if least > LARGEST_BLOCK:
+        advice = "fewer frames or smaller strides would help"
     warnings.warn(
         f"cache_bytes={cache_bytes}: memory holds no blocks of {len(small)} of {len(indexes)} sources, so each window "
-        f"is read by itself, about {small[0].frames} times as much; cache_bytes={cheapest} would help the smallest of "
-        f"them ({small[spans.index(min(spans))].name}), {remedy} too",
+        f"is read by itself, about {small[0].frames} times as much; {advice}",
         stacklevel=3,
     )
 

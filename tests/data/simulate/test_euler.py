@@ -203,6 +203,18 @@ def test_layers_keep_mass_energy_and_momentum_along_them_and_roll_up(boundary):
     assert 0 < pressure[-1].std() < 0.1 * pressure.mean()
 
 
+def test_a_layer_in_a_low_periodic_box_is_smooth_across_its_seam():
+    for seed in range(20):
+        density = euler_layers(seed, grid=(64, 16), frames=1).fields["density"][0]
+        steps = np.abs(np.diff(density, axis=1, append=density[:, :1]))
+        assert steps[:, -1].max() < 0.05 * steps.max()
+
+
+def test_layers_have_two_kinds_of_sides():
+    with pytest.raises(ValueError, match="boundary: expected 'periodic' or 'wall', found 'open'"):
+        euler_layers(0, "open")
+
+
 def test_the_wave_on_a_shear_layer_that_grows_fastest_grows_at_the_known_rate():
     """0.1897 U / d where the velocity is U tanh(y / d) and k d = 0.4446, without compression (Michalke 1964)."""
     n, speed, k = 48, 0.25, 2 * np.pi

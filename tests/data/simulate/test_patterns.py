@@ -72,6 +72,15 @@ def test_stripes_saturate_at_the_known_amplitude():
     assert found.max() == pytest.approx(np.sqrt(4 * growth / 3), rel=5e-3)  # to first order in the growth
 
 
+def test_patterns_that_grow_fast_take_smaller_steps():
+    noise = 0.2 * smooth_noise(np.random.default_rng(1), GRID, 1 / 48, shortest=0.2)
+    for growth in (2.0, 5.0):
+        coarse = solve_swift_hohenberg(noise, FRAMES, 0.16, 0.25, growth).fields["A"]
+        fine = solve_swift_hohenberg(noise, FRAMES, 0.016, 0.25, growth).fields["A"]
+        assert rms(coarse[2] - fine[20]) < 2e-3 * rms(fine[20])
+        assert rms(fine[20]) > 1.5 * rms(noise)
+
+
 @pytest.mark.parametrize("asymmetry", [0.0, 0.7])
 def test_the_energy_of_a_pattern_never_rises(asymmetry):
     growth, wavelength = 0.4, 0.25
@@ -160,7 +169,10 @@ def test_a_seed_names_one_trajectory_and_errors_of_persistence_grow(simulate):
         (solve_reaction_diffusion, (np.zeros((16, 20)), 2, 0.1, 1e-3, np.inf), "threshold: expected finite"),
         (solve_swift_hohenberg, (np.zeros((16, 20)), 2, 0.1, -1.0, 0.5), "wavelength: expected a positive"),
         (solve_swift_hohenberg, (np.zeros((16, 20)), 2, 0.1, 0.2, np.nan), "growth: expected finite"),
-        (solve_swift_hohenberg, (np.full(GRID, 0.1), FRAMES, 1.0, 0.2, 1e4), "diverged, A is not finite in frame 1"),
+        (swift_hohenberg, (0, GRID, 2, 0.5, 0.01), r"wavelength: expected 4 cells \(0.0833\) to the length of x \(1\)"),
+        (swift_hohenberg, (0, GRID, 2, 0.5, np.nan), "to the length of x .*, found nan"),
+        (reaction_diffusion, (0, GRID, 2, -0.5), "dt: expected a positive"),
+        (solve_swift_hohenberg, (np.full(GRID, 0.1), FRAMES, 1.0, 0.2, 1e7), "diverged, A is not finite in frame 1"),
     ],
 )
 def test_what_cannot_be_solved_is_refused(solve, arguments, message):

@@ -186,7 +186,7 @@ def trajectory(
             if not np.isfinite(frame).all():
                 raise ValueError(
                     f"{name}: the solution diverged, {field} is not finite in frame {t}; "
-                    "take a calmer start, a higher viscosity or more cells"
+                    "take a calmer start, gentler parameters or more cells"
                 )
     grid = next(iter(fields.values())).shape[1 : 1 + len(axes)]
     return Trajectory(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...fields import BoundaryCondition, Trajectory
-from .common import cell_centres, check_arguments, check_positive, smooth_noise
+from .common import cell_centres, check_arguments, check_positive, periodic, smooth_noise
 from .finite_volume import Sides, box_trajectory, parse_sides, step_within, to_tensor
 
 # Of the sum of both directions' fastest waves; the method bears 1.
@@ -95,8 +95,8 @@ def euler_layers(
     """A layer of gas that slides along x through other gas and rolls up (Kelvin and Helmholtz), without shocks.
 
     Place, width and edges of the layer, its density and speed, and the waves on it come from the seed. The pressure is
-    the same everywhere at first; what changes of it later are a few hundredths, as long as all moves slower than
-    sound. Units, other arguments, fields with their shapes and errors are those of `euler_multi_quadrants`.
+    the same everywhere at first; later it differs by a hundredth to a tenth (RMS). Units, other arguments, fields with
+    their shapes and errors are those of `euler_multi_quadrants`.
 
     Args:
         boundary: `"periodic"` or `"wall"` (reflecting, slip) below and above; along x the box is periodic.
@@ -107,8 +107,9 @@ def euler_layers(
     rng, cell = np.random.default_rng(seed), 1 / grid[0]
     x, y = cell_centres(grid, cell)
     length = grid[1] * cell
-    middle, half, edge = rng.uniform(0.4, 0.6) * length, rng.uniform(0.12, 0.25) * length, rng.uniform(0.02, 0.05)
-    inside = 0.5 * (np.tanh((half - np.abs(y - middle)) / edge) + 1)
+    middle, half = rng.uniform(0.4, 0.6) * length, rng.uniform(0.12, 0.25) * length
+    edge = rng.uniform(0.02, 0.05) * min(1, length)
+    inside = 0.5 * (np.tanh((half - np.abs(periodic(y - middle, length))) / edge) + 1)
     density = rng.uniform(0.5, 1.5) + rng.uniform(-0.4, 1.0) * inside
     along = rng.uniform(-0.3, 0.3) + rng.choice((-1, 1)) * rng.uniform(0.4, 1.0) * (inside - 0.5)
     waves = sum(rng.normal() / n * np.sin(2 * np.pi * (n * x + rng.uniform())) for n in range(1, 5))

@@ -91,7 +91,7 @@ def turbulence_2d(
         seed: the same seed gives the same trajectory.
         grid: cells (H, W) along x and y.
         frames: frames to return.
-        dt: time between frames; the first eddies turn over in about half a time unit, the later ones ever slower.
+        dt: time between frames; the first eddies turn over in half to one time unit, the later ones ever slower.
         viscosity: in length units squared per time unit.
 
     Returns:
@@ -152,7 +152,7 @@ def solve_incompressible(
     spin_up: float = 0.0,
     name: str = "incompressible",
 ) -> Trajectory:
-    """Either flow from a start of your own, whose divergence is taken out, under a steady force of your own.
+    """Any of these flows from a start of your own, whose divergence is taken out, under a steady force of your own.
 
     Args:
         velocity: (H, W, 2) or (H, W, D, 3) at the start; x is 1 long and cells are square or cubes.

@@ -41,7 +41,12 @@ def plan_for(model, grid, sides=PERIODIC, seed: int = 0) -> TokenizationPlan:
 
 @pytest.mark.parametrize(
     ("grid", "sides"),
-    [(PLANE, PERIODIC), (PLANE, WALL_OPEN), (VOLUME, WALL_OPEN), (RESAMPLED, PERIODIC)],
+    [
+        (PLANE, PERIODIC),
+        pytest.param(PLANE, WALL_OPEN, marks=pytest.mark.slow),
+        (VOLUME, WALL_OPEN),
+        (RESAMPLED, PERIODIC),
+    ],
     ids=["2D periodic", "2D wall and open", "3D wall and open", "resampled"],
 )
 def test_a_compiled_model_has_one_graph_and_the_gradients_of_eager_mode(grid, sides):

@@ -22,7 +22,7 @@ def held(model, loss):
         return counter.peak + (1 + ADAM_STATES) * sum(p.numel() * p.element_size() for p in model.parameters())
 
 
-@pytest.mark.parametrize("case", ["2d", "3d"])
+@pytest.mark.parametrize("case", ["2d", pytest.param("3d", marks=pytest.mark.slow)])
 def test_a_training_step_takes_little_more_than_half_of_the_plain_one_and_less_than_a_third_with_checkpointing(case):
     sides = make_sides(network(False), cases(False)[case])
     plain = held(sides.plain, plain_loss(sides))

@@ -61,7 +61,7 @@ def reaction_diffusion(
 
 
 def swift_hohenberg(
-    seed: int, grid: tuple[int, int] = (64, 64), frames: int = 40, dt: float = 0.5, wavelength: float = 0.15
+    seed: int, grid: tuple[int, int] = (64, 64), frames: int = 40, dt: float = 0.5, wavelength: float = 0.2
 ) -> Trajectory:
     """Stripes or spots of one width that grow out of noise and order themselves, slower and slower.
 
@@ -73,7 +73,7 @@ def swift_hohenberg(
         grid: cells (H, W) along x and y.
         frames: frames to return, the initial state included.
         dt: time between frames; patterns are there after 7 to 25 time units, the slower they grow the later.
-        wavelength: of the pattern, in length units; at least 4 cells.
+        wavelength: of the pattern, in length units; at least 3 cells.
 
     Returns:
         Float32 `A` (frames, H, W), about zero.
@@ -83,8 +83,8 @@ def swift_hohenberg(
         ValueError: unusable arguments, or the solution diverged.
     """
     check_arguments(grid, frames, dt)
-    if not 4 / grid[0] <= wavelength <= 1:
-        raise ValueError(f"wavelength: expected 4 cells ({4 / grid[0]:.3g}) to the length of x (1), found {wavelength}")
+    if not 3 / grid[0] <= wavelength <= 1:
+        raise ValueError(f"wavelength: expected 3 cells ({3 / grid[0]:.3g}) to the length of x (1), found {wavelength}")
     rng = np.random.default_rng(seed)
     start = rng.uniform(0.05, 0.3) * smooth_noise(rng, grid, 1 / grid[0], shortest=0.7 * wavelength)
     growth, asymmetry = rng.uniform(0.1, 0.5), rng.uniform(0, 1)

@@ -129,10 +129,11 @@ def warn_of_small_blocks(indexes: Sequence[ScenarioIndex], cache_bytes: int, blo
     spans = [index.stride_range[1] * (index.frames - 1) * index.frame_bytes for index in small]
     needed = [span + max(span, 2 * index.frame_bytes) for span, index in zip(spans, small)]
     least = min(needed)
-    smallest = small[needed.index(least)].name
-    advice = f"cache_bytes={blocks * least} would help the smallest of them ({smallest}), {remedy} too"
     if least > LARGEST_BLOCK:
         advice = "fewer frames or smaller strides would help"
+    else:
+        smallest = small[needed.index(least)].name
+        advice = f"cache_bytes={blocks * least} would help the smallest of them ({smallest}), {remedy} too"
     warnings.warn(
         f"cache_bytes={cache_bytes}: memory holds no blocks of {len(small)} of {len(indexes)} sources, so each window "
         f"is read by itself, about {small[0].frames} times as much; {advice}",

@@ -124,7 +124,11 @@ def test_files_that_are_there_stay_and_nothing_is_simulated_unless_overwriting(t
     ("arguments", "error", "message"),
     [
         ({"name": "burger"}, ValueError, "perhaps 'burgers'.*, found 'burger'"),
-        ({"name": "euler"}, ValueError, "perhaps 'euler_channel' or 'euler_layers_periodic' or"),
+        (
+            {"name": "euler"},
+            ValueError,
+            "perhaps 'euler_channel' or 'euler_layers_periodic' or 'euler_layers_wall' or 'euler_multi_quadrants_",
+        ),
         ({"name": "zzz"}, ValueError, "one of acoustic_scattering, acoustic_scattering_closed"),
         ({"split": "training"}, ValueError, "split: expected one of train, valid, test, found 'training'"),
         ({"seed": -1}, ValueError, "seed: expected a number that is not negative"),

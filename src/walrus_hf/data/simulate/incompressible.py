@@ -85,21 +85,10 @@ def turbulence_2d(
     """Decaying turbulence in a periodic plane: eddies that wind each other up, merge into larger ones, and fade.
 
     The eddies of the start, their size and their speed come from the seed; the first frame is half a time unit later.
-    x is 1 long, cells are square, the density is 1.
+    Units, other arguments, fields with their shapes and errors are those of `kolmogorov_flow`.
 
     Args:
-        seed: the same seed gives the same trajectory.
-        grid: cells (H, W) along x and y.
-        frames: frames to return.
         dt: time between frames; the first eddies turn over in half to one time unit, the later ones ever slower.
-        viscosity: in length units squared per time unit.
-
-    Returns:
-        Float32 `velocity` (frames, H, W, 2) and `pressure` (frames, H, W), whose mean is zero.
-
-    Raises:
-        ImportError: the extra `sim` is not installed.
-        ValueError: unusable arguments, or the solution diverged.
     """
     check_arguments(grid, frames, dt)
     rng = np.random.default_rng(seed)

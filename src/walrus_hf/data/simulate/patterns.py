@@ -66,21 +66,14 @@ def swift_hohenberg(
     """Stripes or spots of one width that grow out of noise and order themselves, slower and slower.
 
     How fast they grow (0.1 to 0.5), how far they are spots rather than stripes (asymmetry 0 to 1) and the noise come
-    from the seed. x is 1 long, cells are square.
+    from the seed. Units, other arguments and errors are those of `reaction_diffusion`.
 
     Args:
-        seed: the same seed gives the same trajectory.
-        grid: cells (H, W) along x and y.
-        frames: frames to return, the initial state included.
         dt: time between frames; patterns are there after 7 to 25 time units, the slower they grow the later.
         wavelength: of the pattern, in length units; at least 3 cells.
 
     Returns:
         Float32 `A` (frames, H, W), about zero.
-
-    Raises:
-        ImportError: the extra `sim` is not installed.
-        ValueError: unusable arguments, or the solution diverged.
     """
     check_arguments(grid, frames, dt)
     if not 3 / grid[0] <= wavelength <= 1:

@@ -1,7 +1,7 @@
 """Write the simulations that the recipes in examples/configs are for.
 
     python examples/simulate.py runs/simulated                 # configs/tiny.yaml: four scenarios, a minute
-    python examples/simulate.py runs/nano/data --recipe nano   # configs/nano.yaml: nineteen, half an hour, 6 GB
+    python examples/simulate.py runs/nano/data --recipe nano   # configs/nano.yaml: nineteen, half an hour, 5 GB
     python examples/simulate.py runs/simulated-tiny --tiny     # does it run?
 
 What is there already is left alone, so the same command goes on after a stop.
@@ -20,6 +20,7 @@ TINY = {
     "turbulence_3d": [{"grid": (16, 16, 16), "dt": 0.025}],
 }
 PLANES, VOLUMES = ((64, 64), (64, 48), (48, 80)), ((16, 16, 16), (24, 16, 16), (20, 24, 16))
+SMALLER = ((64, 64), (64, 48), (32, 40))
 LAYERS = ((64, 32), (80, 32), (64, 48))
 NANO = {
     "acoustic_scattering": (PLANES, {}, {"dt": 0.008}, {"dt": 0.013}),
@@ -27,18 +28,18 @@ NANO = {
     "advection_diffusion_3d": (VOLUMES, {}, {"diffusivity": 0.0008}, {"diffusivity": 0.003}),
     "burgers": (PLANES, {}, {"viscosity": 0.002}, {"viscosity": 0.006}),
     "euler_channel": (PLANES, {}, {"gamma": 1.3}, {"gamma": 1.6667}),
-    "euler_layers_periodic": (PLANES, {}, {"dt": 0.02, "gamma": 1.3}, {"dt": 0.03, "gamma": 1.6667}),
-    "euler_layers_wall": (PLANES, {}, {"dt": 0.02, "gamma": 1.3}, {"dt": 0.03, "gamma": 1.6667}),
+    "euler_layers_periodic": (SMALLER, {}, {"dt": 0.02, "gamma": 1.3}, {"dt": 0.03, "gamma": 1.6667}),
+    "euler_layers_wall": (SMALLER, {}, {"dt": 0.02, "gamma": 1.3}, {"dt": 0.03, "gamma": 1.6667}),
     "euler_multi_quadrants_open": (PLANES, {}, {"gamma": 1.3}, {"gamma": 1.6667}),
     "euler_multi_quadrants_periodic": (PLANES, {}, {"gamma": 1.3}, {"gamma": 1.6667}),
     "euler_multi_quadrants_wall": (PLANES, {}, {"gamma": 1.3}, {"gamma": 1.6667}),
     "gray_scott": (PLANES, {}, {"dt": 7.0}, {"dt": 14.0}),
     "kolmogorov_flow": (PLANES, {}, {"viscosity": 0.0009}, {"viscosity": 0.003, "drag": 0.05}),
     "rayleigh_benard": (LAYERS, {}, {"dt": 0.2}, {"dt": 0.3}),
-    "reaction_diffusion": (PLANES, {}, {"dt": 0.2}, {"dt": 0.15, "diffusivity": 1e-3}),
+    "reaction_diffusion": (SMALLER, {}, {"dt": 0.2}, {"dt": 0.15, "diffusivity": 1e-3}),
     "shear_flow": (PLANES, {}, {"viscosity": 0.0004}, {"viscosity": 0.0015}),
-    "swift_hohenberg": (PLANES, {}, {"wavelength": 0.15}, {"dt": 0.8, "wavelength": 0.25}),
-    "turbulence_2d": (PLANES, {}, {"viscosity": 4e-4}, {"dt": 0.08, "viscosity": 1.5e-3}),
+    "swift_hohenberg": (SMALLER, {}, {"wavelength": 0.15}, {"dt": 0.8, "wavelength": 0.25}),
+    "turbulence_2d": (SMALLER, {}, {"viscosity": 4e-4}, {"dt": 0.08, "viscosity": 1.5e-3}),
     "turbulence_3d": (VOLUMES, {}, {"viscosity": 0.0015}, {"viscosity": 0.004}),
     "wave": (PLANES, {}, {"dt": 0.007}, {"dt": 0.015}),
 }

@@ -133,7 +133,7 @@ def tracer_in_a_stream(seed: int, grid: tuple[int, ...] = (96, 40)) -> Trajector
     rng, dt, diffusivity, axes = np.random.default_rng(seed), 0.03, 1e-3, "xyz"[: len(grid)]
     stream = rng.uniform(-0.5, 0.5, size=len(grid))
     start = np.fft.fftn(1 / (1 + np.exp(-2 * smooth_noise(rng, grid, 1 / grid[0], shortest=0.25))))
-    k = np.meshgrid(*(2 * np.pi * np.fft.fftfreq(n, 1 / grid[0]) for n in grid), indexing="ij")
+    k = _modes(grid, 1 / grid[0])
     start *= np.all([np.abs(wave) < np.pi * grid[0] for wave in k], axis=0)  # the shortest waves have no direction
     rate = -sum(1j * u * wave + diffusivity * wave**2 for u, wave in zip(stream, k))
     tracer = [np.fft.ifftn(start * np.exp(rate * t)).real for t in dt * np.arange(FRAMES)]
@@ -180,7 +180,7 @@ def phase_fronts(seed: int, grid: tuple[int, int] = (72, 56)) -> Trajectory:
 def stripes(seed: int, grid: tuple[int, int] = (56, 72)) -> Trajectory:
     """A pattern of stripes that grows out of noise and orders itself (Swift and Hohenberg 1977), mode by mode."""
     rng, wave, dt, steps = np.random.default_rng(seed), 2 * np.pi * 6, 0.4, 8
-    k_squared = sum_of_squares(np.meshgrid(*(2 * np.pi * np.fft.fftfreq(n, 1 / grid[0]) for n in grid), indexing="ij"))
+    k_squared = _k_squared(grid)
     rate = rng.uniform(0.2, 0.5) - (1 - k_squared / wave**2) ** 2
     a, step = 0.2 * smooth_noise(rng, grid, 1 / grid[0], shortest=0.1), dt / steps
     found = []
@@ -202,7 +202,7 @@ def rotating_waves(seed: int, grid: tuple[int, int] = (64, 88)) -> Trajectory:
     """Waves of a shallow layer of water on a rotating plane: the exact solution. Pressure is its depth."""
     rng, dt = np.random.default_rng(seed), 0.02
     start, spin = smooth_noise(rng, grid, 1 / grid[0], shortest=0.15), rng.uniform(2, 6)
-    kx, ky = np.meshgrid(*(2 * np.pi * np.fft.fftfreq(n, 1 / grid[0]) for n in grid), indexing="ij")
+    kx, ky = _modes(grid, 1 / grid[0])
     # d/dt (p, u, v) = -i matrix (p, u, v), for every mode.
     matrix = np.zeros((*grid, 3, 3), dtype=complex)
     matrix[..., 0, 1] = matrix[..., 1, 0] = kx
@@ -216,6 +216,79 @@ def rotating_waves(seed: int, grid: tuple[int, int] = (64, 88)) -> Trajectory:
     ]
     fields = {"pressure": [frame[..., 0] for frame in frames], "velocity": [frame[..., 1:] for frame in frames]}
     return _periodic(fields, dt, "rotating_waves", grid)
+
+
+def spirals(seed: int, grid: tuple[int, int] = (72, 56)) -> Trajectory:
+    """Oscillations that wind up into spirals (Ginzburg and Landau, complex): diffusion and reaction in turns, each exact."""
+    rng, dt, steps = np.random.default_rng(seed), 0.2, 4
+    turn, grown = rng.uniform(0.5, 1.2), np.exp(dt / steps)
+    z = sum(part * smooth_noise(rng, grid, 1 / grid[0], shortest=0.2) for part in (1, 1j))
+    fade = np.exp(-5e-4 * dt / steps * _k_squared(grid))
+
+    def react(z: np.ndarray) -> np.ndarray:
+        """Half a step of dz/dt = z - (1 + i turn) |z|^2 z."""
+        ratio = 1 + (grown - 1) * np.abs(z) ** 2
+        return z * np.sqrt(grown / ratio) * np.exp(-0.5j * turn * np.log(ratio))
+
+    found: dict[str, list[np.ndarray]] = {"A": [], "B": []}
+    for frame in range(-20, FRAMES):
+        if frame >= 0:
+            found["A"].append(z.real)
+            found["B"].append(z.imag)
+        for _ in range(steps):
+            z = react(np.fft.ifftn(fade * np.fft.fftn(react(z))))
+    return _periodic(found, dt, "spirals", grid)
+
+
+def separation(seed: int, grid: tuple[int, int] = (56, 72)) -> Trajectory:
+    """A mixture that parts into drops of which the larger ones grow (Cahn and Hilliard 1958); none of it is lost."""
+    rng, dt, steps, k_squared = np.random.default_rng(seed), 0.1, 20, _k_squared(grid)
+    a = rng.uniform(-0.3, 0.3) + 0.3 * smooth_noise(rng, grid, 1 / grid[0], shortest=0.1)
+    spread = 2e-3 * dt / steps * k_squared
+    found = []
+    for _ in range(FRAMES):
+        found.append(a)
+        for _ in range(steps):  # A^3 - 3 A explicitly; with 2 A of it and the width of the fronts implicitly
+            change = spread * np.fft.fftn(a**3 - 3 * a)
+            a = np.fft.ifftn((np.fft.fftn(a) - change) / (1 + spread * (2 + 4e-4 * k_squared))).real
+    return _periodic({"A": found}, dt, "separation", grid)
+
+
+def flames(seed: int, grid: tuple[int, int] = (64, 80)) -> Trajectory:
+    """Cells of a flame front, chaotic (Kuramoto 1976, Sivashinsky 1977), about its mean; x is 60 long."""
+    rng, dt, steps = np.random.default_rng(seed), 0.4, 8
+    kx, ky = _modes(grid, 60 / grid[0])
+    k_squared = kx**2 + ky**2
+    grow = np.exp((k_squared - k_squared**2) * dt / steps)
+    kept = np.maximum(np.abs(kx), np.abs(ky)) < 2 / 3 * np.pi * grid[0] / 60  # none of what is aliased
+    a, found = 2 * smooth_noise(rng, grid, 1 / grid[0], shortest=0.1), []
+    for frame in range(-60, FRAMES):
+        if frame >= 0:
+            found.append(a)
+        for _ in range(steps):
+            waves = np.fft.fftn(a)
+            push = np.fft.fftn(sum(np.fft.ifftn(1j * k * waves).real ** 2 for k in (kx, ky)))
+            push[0, 0] = 0
+            a = np.fft.ifftn(grow * (waves - dt / steps / 2 * kept * push)).real
+    return _periodic({"A": found}, dt, "flames", grid)
+
+
+def thin_water(seed: int, grid: tuple[int, int] = (80, 56)) -> Trajectory:
+    """High waves in a shallow layer of water, which break: a gas of which pressure is half the density squared."""
+    depth = 1 + 0.3 * smooth_noise(np.random.default_rng(seed), grid, 1 / grid[0], shortest=0.25)
+    depth = np.maximum(depth, 0.3)
+    sides = {"x": "periodic", "y": "periodic"}
+    return simulate.solve_euler(depth, np.zeros((*grid, 2)), depth**2 / 2, FRAMES, 0.02, 2.0, sides, name="thin_water")
+
+
+def _modes(grid: tuple[int, ...], cell: float) -> list[np.ndarray]:
+    """Wavenumbers along each axis, each (H, W[, D])."""
+    return np.meshgrid(*(2 * np.pi * np.fft.fftfreq(n, cell) for n in grid), indexing="ij")
+
+
+def _k_squared(grid: tuple[int, ...]) -> np.ndarray:
+    """Where x is 1 long."""
+    return sum_of_squares(_modes(grid, 1 / grid[0]))
 
 
 def _periodic(fields: dict[str, list[np.ndarray]], dt: float, name: str, grid: tuple[int, ...]) -> Trajectory:
@@ -264,10 +337,14 @@ UNSEEN: dict[str, tuple[str, Callable[[int], Trajectory]]] = {
     "tracer_in_a_plane": ("plane, stream, solver", tracer_in_a_stream),
     "tracer_in_a_volume": ("grid, stream, solver", functools.partial(tracer_in_a_stream, grid=(32, 16, 24))),
     "other_gray_scott": ("grid, rates, solver", other_gray_scott),
-    "phase_fronts": ("equation, grid, solver", phase_fronts),
-    "stripes": ("equation, grid, solver", stripes),
+    "phase_fronts": ("grid, start, solver", phase_fronts),
+    "stripes": ("grid, start, solver", stripes),
     "rotating_waves": ("equation, grid, solver", rotating_waves),
-    "fading_eddies": ("no force, grid, viscosity", fading_eddies),
+    "fading_eddies": ("grid, start, viscosity", fading_eddies),
+    "spirals": ("equation, grid, solver", spirals),
+    "separation": ("equation, grid, solver", separation),
+    "flames": ("equation, grid, solver", flames),
+    "thin_water": ("kind, grid, start", thin_water),
 }  # fmt: skip
 
 

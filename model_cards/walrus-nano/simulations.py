@@ -219,7 +219,7 @@ def rotating_waves(seed: int, grid: tuple[int, int] = (64, 88)) -> Trajectory:
 
 
 def spirals(seed: int, grid: tuple[int, int] = (72, 56)) -> Trajectory:
-    """Oscillations that wind up into spirals (Ginzburg and Landau, complex): diffusion and reaction in turns, each exact."""
+    """Oscillations that wind up into spirals (Ginzburg and Landau, complex): diffusion and reaction exact, in turns."""
     rng, dt, steps = np.random.default_rng(seed), 0.2, 4
     turn, grown = rng.uniform(0.5, 1.2), np.exp(dt / steps)
     z = sum(part * smooth_noise(rng, grid, 1 / grid[0], shortest=0.2) for part in (1, 1j))

@@ -279,11 +279,12 @@ def test_few_bits_need_bitsandbytes(base, settings, monkeypatch):
     ("kind", "message"),
     [
         (DistributedType.FSDP, r"found FSDP; launch it with .*ddp\.yaml"),
-        (DistributedType.MULTI_CPU, "make an Accelerator"),
+        (DistributedType.NO, "expected 2 processes that work together"),
     ],
 )
 def test_processes_that_share_a_model_or_do_not_know_of_each_other_are_refused(monkeypatch, folder, kind, message):
-    found = SimpleNamespace(distributed_type=kind, num_processes=2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    found = SimpleNamespace(distributed_type=kind, num_processes=1)
     monkeypatch.setattr("walrus_hf.finetuning.Accelerator", lambda **_: found)
     with pytest.raises(ValueError, match=message):
         fit(folder, RUNS, **QUICK)

@@ -44,6 +44,7 @@ from .layers import WalrusDropPath
 from .modeling_walrus import WalrusForPrediction
 from .pipeline_walrus import WalrusPipeline
 from .processing_walrus import WalrusProcessor
+from .training.topology import check_processes
 
 __all__ = ["FinetuningArguments", "add_fields", "fit", "lora_config"]
 
@@ -117,12 +118,7 @@ def _make_room(accelerator: Accelerator, folder: Path | None, given: FinetuningA
             f"fit: expected processes that hold the whole model each, found {accelerator.distributed_type.value}; "
             "launch it with examples/accelerate_configs/ddp.yaml"
         )
-    world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    if world != accelerator.num_processes:  # each would take itself for the one that writes
-        raise ValueError(
-            f"fit: expected {world} processes as torch.distributed has, but Accelerate knows of "
-            f"{accelerator.num_processes}; make an Accelerator before the first PartialState"
-        )
+    check_processes(accelerator)
     has_old = check_folder(folder, given)
     accelerator.wait_for_everyone()
     if has_old and folder is not None and accelerator.is_main_process:

@@ -13,6 +13,13 @@ def test_one_process_is_a_group_of_one():
     assert Topology.from_accelerator(Accelerator(cpu=True)) == Topology(1, 1, 0, 0)
 
 
+def test_processes_that_a_launcher_started_and_that_do_not_know_of_each_other_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ValueError, match=r"expected 3 processes .* found 1; on CPUs set ACCELERATE_USE_CPU=true"):
+        Topology.from_accelerator(accelerator(DistributedType.NO, world=1))
+    assert Topology.from_accelerator(accelerator(DistributedType.MULTI_CPU, world=3, rank=2)).group == 2
+
+
 def test_ranks_count_the_members_of_a_group_first():
     found = [Topology.of_rank(rank, 3, 2) for rank in range(6)]
     assert [(t.group, t.member) for t in found] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Topology:
         """
         from accelerate.utils import DistributedType
 
+        check_processes(accelerator)
         world, rank, kind = accelerator.num_processes, accelerator.process_index, accelerator.distributed_type
         if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM, DistributedType.XLA):
             raise ValueError(f"distributed_type: expected data parallel or FSDP2, found {kind.value}; see the configs")
@@ -97,3 +99,20 @@ class Topology:
                 f"{found.member} of group {found.group}; groups must be consecutive ranks"
             )
         return found
+
+
+def check_processes(accelerator: Accelerator) -> None:
+    """Refuse to start where a launcher started several processes that do not know of each other.
+
+    Accelerate leaves each of them alone where it finds no accelerator and was not told to use the CPU, and where a
+    `PartialState` came before the `Accelerator`. Each would take itself for the one that writes.
+
+    Raises:
+        ValueError: the launcher's `WORLD_SIZE` is larger than Accelerate's number of processes.
+    """
+    launched, found = int(os.environ.get("WORLD_SIZE", "1")), accelerator.num_processes
+    if launched > found:
+        raise ValueError(
+            f"expected {launched} processes that work together, as the launcher says (WORLD_SIZE), found {found}; on "
+            "CPUs set ACCELERATE_USE_CPU=true, and make an Accelerator before the first PartialState"
+        )

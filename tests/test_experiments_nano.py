@@ -158,9 +158,11 @@ def test_other_weights_have_results_of_their_own(module, model_folder, tmp_path)
     load = module("checkpoint").Checkpoint.load
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "seconds": 1.0}')
     one, other = (load(argparse.Namespace(model=str(folder))) for folder in (model_folder, tmp_path / "model"))
-    one.results(tmp_path).get("key", lambda: 1)
-    assert one.results(tmp_path).get("key", lambda: 2) == 1
-    assert other.results(tmp_path).get("key", lambda: 2) == 2
+    one.results(tmp_path, tiny=True).get("key", lambda: 1)
+    assert one.results(tmp_path, tiny=True).get("key", lambda: 2) == 1
+    assert other.results(tmp_path, tiny=True).get("key", lambda: 2) == 2
+    with pytest.raises(SystemExit, match=r"expected numbers measured with \{'tiny': False\}, found \{'tiny': True\}"):
+        one.results(tmp_path, tiny=False)
 
 
 @pytest.mark.parametrize("name", ["wave", "acoustic_scattering", "rayleigh_benard"])

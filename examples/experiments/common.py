@@ -306,11 +306,18 @@ def still(config: WalrusConfig, sources: Sequence[Path], lead: int) -> dict[str,
 
 
 class Results:
-    """Numbers by name in a JSON file; what is in it is not computed again."""
+    """Numbers by name in a JSON file; what is in it is not computed again.
 
-    def __init__(self, file: Path) -> None:
+    The file knows the settings that its numbers were measured with, and is not gone on with under others.
+    """
+
+    def __init__(self, file: Path, **settings: Any) -> None:
         self.file = file
-        self.values: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+        expected = json.loads(json.dumps(settings))
+        self.values: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {"settings": expected}
+        found = self.values.get("settings")
+        if found != expected:
+            raise SystemExit(f"{file}: expected numbers measured with {expected}, found {found}; take another --output")
 
     def get(self, key: str, compute: Callable[[], Any]) -> Any:
         if key not in self.values:

@@ -106,8 +106,8 @@ PARTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
 
 def measure(given: argparse.Namespace, size: Size) -> dict:
     """(component left out, seed, grids) -> errors; "none" is the whole model. Trains what is not there yet."""
-    shared = Results(given.output / "jitter" / "results.json")
-    results = Results(given.output / "components" / "results.json")
+    shared = size.results(given.output / "jitter")
+    results = size.results(given.output / "components")
     found: dict = collections.defaultdict(dict)
 
     def forecasts(kept: Results, arguments: PretrainingArguments, name: str, label: str, jitter: bool) -> None:

@@ -67,7 +67,7 @@ class Size:
 
 def measure(given: argparse.Namespace, size: Size) -> dict:
     """(arm, seed, trajectories) -> errors on the volume; (arm, seed, "planes") -> those on what was pretrained on."""
-    results = Results(given.output / "diversity" / "results.json")
+    results = Results(given.output / "diversity" / "results.json", **vars(size))
     folder = given.data / "0" / UNSEEN / "data"
     own, valid, test = (trajectories(folder / split) for split in ("train", "valid", "test"))
     planes = [given.data / "0" / name for name in size.planes]

@@ -73,6 +73,10 @@ class Size:
         if not self.periodic:
             raise ValueError(f"--scenarios: expected one of {', '.join(PERIODIC)} among them, found {self.scenarios}")
 
+    def results(self, folder: Path) -> Results:
+        """Named by scenario, so that more of them can follow."""
+        return Results(folder / "results.json", steps=self.steps, lead=self.lead, shifts=self.shifts)
+
     def sources(self, data: Path, variants: Sequence[int] = VARIANTS) -> list[Path]:
         return [source for name in self.scenarios for source in sources_of(data, name, variants)]
 
@@ -189,7 +193,7 @@ def way_of(jitter: bool, shifts: int = 1) -> str:
 
 def measure(given: argparse.Namespace, size: Size) -> dict:
     """(arm, seed, steps of training, way of the forecast or "causes") -> results. Trains what is not there yet."""
-    results = Results(given.output / "jitter" / "results.json")
+    results = size.results(given.output / "jitter")
     found: dict = collections.defaultdict(dict)
     for seed, scenario, arm in itertools.product(range(given.seeds), size.scenarios, ARMS):
         arguments = train_arm(given, size, scenario, arm, seed)

@@ -50,7 +50,7 @@ def main() -> None:
     source = given.data / "0" / scenario
     folder = given.output / "sanity" / "half"
     arguments = train(folder, [source], steps, 0, given.tiny, model={} if given.tiny else EIGHTH)
-    results = Results(given.output / "sanity" / "results.json")
+    results = Results(given.output / "sanity" / "results.json", scenario=scenario, steps=steps, lead=lead)
     test = trajectories(source / "data" / "test")
 
     def forecast() -> dict:

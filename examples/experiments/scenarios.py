@@ -63,7 +63,7 @@ class Size:
 
 def measure(given: argparse.Namespace, size: Size) -> dict:
     """(order, scenarios, trajectories) -> errors. 0 scenarios: from nothing; 0 trajectories: before fine-tuning."""
-    results = Results(given.output / "scenarios" / "results.json")
+    results = Results(given.output / "scenarios" / "results.json", **vars(size))
     folder = given.data / "0" / size.unseen / "data"
     own, valid, test = (trajectories(folder / split) for split in ("train", "valid", "test"))
     found: dict = {"still": results.get("still", lambda: errors_from(None, test, size.lead))}

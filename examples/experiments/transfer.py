@@ -98,7 +98,7 @@ def main() -> None:
     base = make_base(given.output, pretraining_steps)
     folder = given.output / "data" / UNSEEN / "data"
     train, valid, test = (trajectories(folder / split)[: max(sizes)] for split in ("train", "valid", "test"))
-    results = Results(given.output / "transfer.json")
+    results = Results(given.output / "transfer.json", steps=steps, pretraining_steps=pretraining_steps)
 
     def run(method: str, size: int, rate: float) -> dict:
         def measured() -> dict:

@@ -240,7 +240,7 @@ def standings(sources: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, A
     """
     found = {}
     for window in ("1", "1:10", "11:30"):
-        behind, behind_best, behind_mean, overlapping = [], {}, [], 0
+        behind, better, behind_mean, overlapping = [], collections.Counter(), [], 0
         for name, forecasters in sources.items():
             error = median(forecasters, "model", window)
             others = [who for who in forecasters if who != "model"]
@@ -248,7 +248,7 @@ def standings(sources: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, A
             if not error < median(forecasters, "persistence", window):
                 behind.append(name)
             if not error < median(forecasters, best, window):
-                behind_best[name] = best
+                better[best.replace("_", " ")] += 1
             if not median(forecasters, "model", window, "mean") < median(forecasters, "persistence", window, "mean"):
                 behind_mean.append(name)
             (low, high), (idle_low, idle_high) = (
@@ -258,8 +258,8 @@ def standings(sources: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, A
             overlapping += low <= idle_high and idle_low <= high
         found[window] = {
             "sources": len(sources), "below_persistence": len(sources) - len(behind),
-            "not_below_persistence": behind, "below_best": len(sources) - len(behind_best),
-            "not_below_best": behind_best, "below_persistence_by_mean": len(sources) - len(behind_mean),
+            "not_below_persistence": behind, "below_best": len(sources) - better.total(),
+            "better": dict(better.most_common()), "below_persistence_by_mean": len(sources) - len(behind_mean),
             "not_below_persistence_by_mean": behind_mean,
             "intervals_overlap": overlapping,
         }  # fmt: skip
@@ -321,15 +321,14 @@ def verdict(windows: Mapping[str, Mapping[str, Any]]) -> str:
     parts = []
     for against, below, behind in (
         ("persistence", "below_persistence", "not_below_persistence"),
-        ("the best other forecast of each source", "below_best", "not_below_best"),
+        ("the best other forecast of each source", "below_best", "better"),
     ):
         counts = ", ".join(f"{found[below]} of {found['sources']} at {name}" for name, found in windows.items())
         parts.append(f"Below {against} in {counts}.")
         for name, found in windows.items():
             lost = found[behind]
-            if isinstance(lost, dict):  # source -> who is better: the tables name the sources
-                counted = collections.Counter(who.replace("_", " ") for who in lost.values())
-                told = ", ".join(f"{who} in {number}" for who, number in counted.most_common())
+            if isinstance(lost, dict):  # who is better, in how many: the tables name the sources
+                told = ", ".join(f"{who} in {number}" for who, number in lost.items())
             else:
                 told = ", ".join(lost)
             if told:

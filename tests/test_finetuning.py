@@ -276,15 +276,18 @@ def test_few_bits_need_bitsandbytes(base, settings, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"),
+    ("kind", "known", "launched", "message"),
     [
-        (DistributedType.FSDP, r"found FSDP; launch it with .*ddp\.yaml"),
-        (DistributedType.NO, "expected 2 processes that work together"),
+        (DistributedType.FSDP, 2, 2, r"found FSDP; launch it with .*ddp\.yaml"),
+        (DistributedType.MULTI_CPU, 2, 1, "make an Accelerator"),
+        (DistributedType.NO, 1, 2, "expected 2 processes that work together"),
     ],
 )
-def test_processes_that_share_a_model_or_do_not_know_of_each_other_are_refused(monkeypatch, folder, kind, message):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    found = SimpleNamespace(distributed_type=kind, num_processes=1)
+def test_processes_that_share_a_model_or_do_not_know_of_each_other_are_refused(
+    monkeypatch, folder, kind, known, launched, message
+):
+    monkeypatch.setenv("WORLD_SIZE", str(launched))
+    found = SimpleNamespace(distributed_type=kind, num_processes=known)
     monkeypatch.setattr("walrus_hf.finetuning.Accelerator", lambda **_: found)
     with pytest.raises(ValueError, match=message):
         fit(folder, RUNS, **QUICK)

@@ -6,7 +6,7 @@ import pytest
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from walrus_hf.training.topology import Topology
+from walrus_hf.training.topology import Topology, check_processes
 
 
 def test_one_process_is_a_group_of_one():
@@ -15,9 +15,18 @@ def test_one_process_is_a_group_of_one():
 
 def test_processes_that_a_launcher_started_and_that_do_not_know_of_each_other_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(ValueError, match=r"expected 3 processes .* found 1; on CPUs set ACCELERATE_USE_CPU=true"):
-        Topology.from_accelerator(accelerator(DistributedType.NO, world=1))
-    assert Topology.from_accelerator(accelerator(DistributedType.MULTI_CPU, world=3, rank=2)).group == 2
+    with pytest.raises(ValueError, match=r"expected 3 processes .* knows of 1; on CPUs set ACCELERATE_USE_CPU=true"):
+        check_processes(accelerator(DistributedType.NO, world=1))
+    check_processes(accelerator(DistributedType.MULTI_CPU, world=3, rank=2))
+
+
+def test_processes_that_torch_joined_without_a_launcher_count_as_well(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match=r"expected 2 processes .* knows of 1"):
+        check_processes(accelerator(DistributedType.NO, world=1))
+    check_processes(accelerator(DistributedType.MULTI_CPU, world=2))
 
 
 def test_ranks_count_the_members_of_a_group_first():

@@ -41,7 +41,7 @@ from .plan import MicroBatch, StepWork, WorkPlan, WorkSource, micro_batch_shape
 from .records import MetricsFile, StepTotals, Stopwatch
 from .samples import SamplePlan
 from .saving import save_model
-from .topology import Topology
+from .topology import Topology, check_processes
 from .trackers import chosen_trackers, flat, tracked
 from .validation import Validation, prepare_inputs
 
@@ -268,6 +268,7 @@ def make_accelerator(arguments: PretrainingArguments) -> Accelerator:
         log_with=chosen_trackers(arguments.log_with) or None,
         project_dir=arguments.output_dir,
     )
+    check_processes(accelerator)
     if accelerator.is_fsdp2:
         # In bf16 Accelerate would cast the fields themselves, and their scales with them, and average gradients in it;
         # autocast does what is wanted.

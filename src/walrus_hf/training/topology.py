@@ -6,6 +6,8 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING
 
+import torch
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -65,7 +67,6 @@ class Topology:
         """
         from accelerate.utils import DistributedType
 
-        check_processes(accelerator)
         world, rank, kind = accelerator.num_processes, accelerator.process_index, accelerator.distributed_type
         if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM, DistributedType.XLA):
             raise ValueError(f"distributed_type: expected data parallel or FSDP2, found {kind.value}; see the configs")
@@ -102,17 +103,19 @@ class Topology:
 
 
 def check_processes(accelerator: Accelerator) -> None:
-    """Refuse to start where a launcher started several processes that do not know of each other.
+    """Refuse to start where Accelerate does not know of the processes that there are.
 
-    Accelerate leaves each of them alone where it finds no accelerator and was not told to use the CPU, and where a
+    It leaves each of them alone where it finds no accelerator and was not told to use the CPU, and where a
     `PartialState` came before the `Accelerator`. Each would take itself for the one that writes.
 
     Raises:
-        ValueError: the launcher's `WORLD_SIZE` is larger than Accelerate's number of processes.
+        ValueError: another number than the launcher's `WORLD_SIZE`, or than torch.distributed has.
     """
-    launched, found = int(os.environ.get("WORLD_SIZE", "1")), accelerator.num_processes
-    if launched > found:
+    joined = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    expected, found = max(joined, int(os.environ.get("WORLD_SIZE", "1"))), accelerator.num_processes
+    if expected != found:
         raise ValueError(
-            f"expected {launched} processes that work together, as the launcher says (WORLD_SIZE), found {found}; on "
-            "CPUs set ACCELERATE_USE_CPU=true, and make an Accelerator before the first PartialState"
+            f"expected {expected} processes that work together, as WORLD_SIZE or torch.distributed says, "
+            f"but Accelerate knows of {found}; on CPUs set ACCELERATE_USE_CPU=true, and make an Accelerator before the "
+            "first PartialState"
         )

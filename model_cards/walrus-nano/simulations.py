@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -151,30 +152,28 @@ def other_gray_scott(seed: int, grid: tuple[int, int] = (56, 72)) -> Trajectory:
         b = np.maximum(b, 0.4 * np.exp(-across / rng.uniform(0.04, 0.07) ** 2))
     a -= b
     spread = 1 / simulate.periodic.GRAY_SCOTT_CELL**2
-    found: dict[str, list[np.ndarray]] = {"A": [], "B": []}
-    for frame in range(-10, FRAMES):
-        for _ in range(steps):
-            wide_a, wide_b = (sum(np.roll(c, s, i) for s in (1, -1) for i in (0, 1)) - 4 * c for c in (a, b))
-            eaten = a * b * b
-            a = a + step * (2e-5 * spread * wide_a - eaten + feed * (1 - a))
-            b = b + step * (1e-5 * spread * wide_b + eaten - (feed + kill) * b)
-        if frame >= 0:
-            found["A"].append(a)
-            found["B"].append(b)
-    return _periodic(found, step * steps, "other_gray_scott", grid)
+
+    def react(state: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        a, b = state
+        wide_a, wide_b = (sum(np.roll(c, s, i) for s in (1, -1) for i in (0, 1)) - 4 * c for c in (a, b))
+        eaten = a * b * b
+        grown = b + step * (1e-5 * spread * wide_b + eaten - (feed + kill) * b)
+        return a + step * (2e-5 * spread * wide_a - eaten + feed * (1 - a)), grown
+
+    frames = _march(react, (a, b), steps, before=11)
+    return _periodic({"A": [a for a, _ in frames], "B": [b for _, b in frames]}, step * steps, "other_gray_scott", grid)
 
 
 def phase_fronts(seed: int, grid: tuple[int, int] = (72, 56)) -> Trajectory:
     """Two phases that part, whose fronts then shorten (Allen and Cahn 1979), by explicit differences."""
     rng, cell, dt, steps = np.random.default_rng(seed), 1 / grid[0], 0.1, 4
     a = rng.uniform(0.1, 0.6) * smooth_noise(rng, grid, cell, shortest=0.15)
-    found = []
-    for _ in range(FRAMES):
-        found.append(a)
-        for _ in range(steps):
-            spread = sum(np.roll(a, way, axis) for way in (1, -1) for axis in (0, 1)) - 4 * a
-            a = a + dt / steps * (5e-4 / cell**2 * spread + a - a**3)
-    return _periodic({"A": found}, dt, "phase_fronts", grid)
+
+    def react(a: np.ndarray) -> np.ndarray:
+        spread = sum(np.roll(a, way, axis) for way in (1, -1) for axis in (0, 1)) - 4 * a
+        return a + dt / steps * (5e-4 / cell**2 * spread + a - a**3)
+
+    return _periodic({"A": _march(react, a, steps)}, dt, "phase_fronts", grid)
 
 
 def stripes(seed: int, grid: tuple[int, int] = (56, 72)) -> Trajectory:
@@ -183,12 +182,12 @@ def stripes(seed: int, grid: tuple[int, int] = (56, 72)) -> Trajectory:
     k_squared = _k_squared(grid)
     rate = rng.uniform(0.2, 0.5) - (1 - k_squared / wave**2) ** 2
     a, step = 0.2 * smooth_noise(rng, grid, 1 / grid[0], shortest=0.1), dt / steps
-    found = []
-    for _ in range(FRAMES):
-        found.append(a)
-        for _ in range(steps):  # what is linear implicitly
-            a = np.fft.ifftn(np.fft.fftn(a - step * a**3) / (1 - step * rate)).real
-    return _periodic({"A": found}, dt, "stripes", grid)
+
+    def grow(a: np.ndarray) -> np.ndarray:
+        """What is linear implicitly."""
+        return np.fft.ifftn(np.fft.fftn(a - step * a**3) / (1 - step * rate)).real
+
+    return _periodic({"A": _march(grow, a, steps)}, dt, "stripes", grid)
 
 
 def fading_eddies(seed: int, grid: tuple[int, int] = (80, 56)) -> Trajectory:
@@ -230,14 +229,8 @@ def spirals(seed: int, grid: tuple[int, int] = (72, 56)) -> Trajectory:
         ratio = 1 + (grown - 1) * np.abs(z) ** 2
         return z * np.sqrt(grown / ratio) * np.exp(-0.5j * turn * np.log(ratio))
 
-    found: dict[str, list[np.ndarray]] = {"A": [], "B": []}
-    for frame in range(-20, FRAMES):
-        if frame >= 0:
-            found["A"].append(z.real)
-            found["B"].append(z.imag)
-        for _ in range(steps):
-            z = react(np.fft.ifftn(fade * np.fft.fftn(react(z))))
-    return _periodic(found, dt, "spirals", grid)
+    frames = _march(lambda z: react(np.fft.ifftn(fade * np.fft.fftn(react(z)))), z, steps, before=20)
+    return _periodic({"A": [z.real for z in frames], "B": [z.imag for z in frames]}, dt, "spirals", grid)
 
 
 def separation(seed: int, grid: tuple[int, int] = (56, 72)) -> Trajectory:
@@ -245,32 +238,31 @@ def separation(seed: int, grid: tuple[int, int] = (56, 72)) -> Trajectory:
     rng, dt, steps, k_squared = np.random.default_rng(seed), 0.1, 20, _k_squared(grid)
     a = rng.uniform(-0.3, 0.3) + 0.3 * smooth_noise(rng, grid, 1 / grid[0], shortest=0.1)
     spread = 2e-3 * dt / steps * k_squared
-    found = []
-    for _ in range(FRAMES):
-        found.append(a)
-        for _ in range(steps):  # A^3 - 3 A explicitly; with 2 A of it and the width of the fronts implicitly
-            change = spread * np.fft.fftn(a**3 - 3 * a)
-            a = np.fft.ifftn((np.fft.fftn(a) - change) / (1 + spread * (2 + 4e-4 * k_squared))).real
-    return _periodic({"A": found}, dt, "separation", grid)
+
+    def part(a: np.ndarray) -> np.ndarray:
+        """A^3 - 3 A explicitly; the other 2 A and the width of the fronts implicitly."""
+        change = spread * np.fft.fftn(a**3 - 3 * a)
+        return np.fft.ifftn((np.fft.fftn(a) - change) / (1 + spread * (2 + 4e-4 * k_squared))).real
+
+    return _periodic({"A": _march(part, a, steps)}, dt, "separation", grid)
 
 
 def flames(seed: int, grid: tuple[int, int] = (64, 80)) -> Trajectory:
     """Cells of a flame front, chaotic (Kuramoto 1976, Sivashinsky 1977), about its mean; x is 60 long."""
     rng, dt, steps = np.random.default_rng(seed), 0.4, 8
     kx, ky = _modes(grid, 60 / grid[0])
-    k_squared = kx**2 + ky**2
+    k_squared = sum_of_squares((kx, ky))
     grow = np.exp((k_squared - k_squared**2) * dt / steps)
     kept = np.maximum(np.abs(kx), np.abs(ky)) < 2 / 3 * np.pi * grid[0] / 60  # none of what is aliased
-    a, found = 2 * smooth_noise(rng, grid, 1 / grid[0], shortest=0.1), []
-    for frame in range(-60, FRAMES):
-        if frame >= 0:
-            found.append(a)
-        for _ in range(steps):
-            waves = np.fft.fftn(a)
-            push = np.fft.fftn(sum(np.fft.ifftn(1j * k * waves).real ** 2 for k in (kx, ky)))
-            push[0, 0] = 0
-            a = np.fft.ifftn(grow * (waves - dt / steps / 2 * kept * push)).real
-    return _periodic({"A": found}, dt, "flames", grid)
+
+    def burn(a: np.ndarray) -> np.ndarray:
+        waves = np.fft.fftn(a)
+        push = np.fft.fftn(sum(np.fft.ifftn(1j * k * waves).real ** 2 for k in (kx, ky)))
+        push[0, 0] = 0
+        return np.fft.ifftn(grow * (waves - dt / steps / 2 * kept * push)).real
+
+    start = 2 * smooth_noise(rng, grid, 1 / grid[0], shortest=0.1)
+    return _periodic({"A": _march(burn, start, steps, before=60)}, dt, "flames", grid)
 
 
 def thin_water(seed: int, grid: tuple[int, int] = (80, 56)) -> Trajectory:
@@ -279,6 +271,17 @@ def thin_water(seed: int, grid: tuple[int, int] = (80, 56)) -> Trajectory:
     depth = np.maximum(depth, 0.3)
     sides = {"x": "periodic", "y": "periodic"}
     return simulate.solve_euler(depth, np.zeros((*grid, 2)), depth**2 / 2, FRAMES, 0.02, 2.0, sides, name="thin_water")
+
+
+def _march(advance: Callable[[Any], Any], state: Any, steps: int, before: int = 0) -> list[Any]:
+    """`FRAMES` states with so many steps between them, from so many frames after the start on."""
+    found = []
+    for frame in range(-before, FRAMES):
+        if frame >= 0:
+            found.append(state)
+        for _ in range(steps):
+            state = advance(state)
+    return found
 
 
 def _modes(grid: tuple[int, ...], cell: float) -> list[np.ndarray]:

@@ -313,7 +313,7 @@ def test_trajectories_that_are_too_short_for_own_steps_are_refused_with_the_reas
             "with model {'drop_path_rate': 0.0}, found {'drop_path_rate': 0.3}",
         ),
         ({"frames": 3}, "expected a run with frames 3, found 4"),
-        ({"cache_bytes": 2**18}, "\[\['plane', \d+, \d+, 5\],.* with cache_bytes in proportion to"),
+        ({"cache_bytes": 2**18}, r"\[\['plane', \d+, \d+, 5\],.* with cache_bytes in proportion to"),
         ({"sources": []}, r"expected a run with sources \[\], found \[\['plane'"),
     ],
 )

@@ -1,6 +1,7 @@
 """The examples about forecasts run with `--tiny`, and open with the commands that run them."""
 
 import ast
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -54,6 +55,15 @@ def test_simulations_of_a_recipe_are_written_once(monkeypatch, tmp_path, capsys)
     run(monkeypatch, "simulate.py", tmp_path)
     assert file.stat().st_mtime_ns == written
     assert "expected no file, found one" in capsys.readouterr().out
+
+
+def test_a_model_is_pretrained_for_a_few_steps(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    run(monkeypatch, "pretrain.py", "--output_dir", "runs/try", "--max_steps", "2")
+    steps = [json.loads(line) for line in (tmp_path / "runs" / "try" / "metrics.jsonl").read_text().splitlines()]
+    assert [(step["step"], list(step["losses"])) for step in steps] == [(1, ["wave"]), (2, ["wave"])]
+    WalrusForPrediction.from_pretrained(tmp_path / "runs" / "try" / "model")
 
 
 def test_the_recipe_of_walrus_nano_reads_what_is_simulated_for_it():

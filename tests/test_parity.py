@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from walrus_hf import WalrusConfig, WalrusForPrediction
+from walrus_hf.bench.plain import PlainWalrus
 from walrus_hf.convert import published_state_dict_to_walrus
 from walrus_hf.fields import BoundaryCondition
+from walrus_hf.normalization import delta_scales, per_channel
 
 from .fixtures.formula import CASES, expected_slice, field_values, published_state_dict
 
@@ -113,3 +115,42 @@ def test_the_golden_loss_and_its_gradients_are_matched(dtype):
         ours = [n for n, t in published_state_dict_to_walrus(marked, config).items() if t.any()]
         norm = sum(grads[n].square().sum().item() for n in ours) ** 0.5
         assert norm == pytest.approx(expected, rel=10 * relative, abs=1e-7 if dtype == torch.float32 else 1e-15), name
+
+
+# Of gradient descent at a rate of 0.002 on one window of 3 frames, 64 x 32 cells, from the published formula's weights.
+LOSSES = [
+    0.7352647399, 0.7313947727, 0.7277669932, 0.7241977805, 0.7204968834, 0.7175343809, 0.7153564069, 0.7134135942,
+    0.7115896769, 0.7098171094, 0.7081079726, 0.7064319892, 0.7047975487, 0.7032378246, 0.7017617595, 0.7003558834,
+    0.6989884410, 0.6976992719, 0.6965122954, 0.6953621438,
+]  # fmt: skip
+
+
+def losses_of_descent(model: torch.nn.Module, loss_of) -> list[float]:
+    optimizer, losses = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=2e-3), []
+    for _ in LOSSES:
+        optimizer.zero_grad()
+        loss = loss_of()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def test_twenty_steps_of_training_find_the_recorded_losses_and_those_of_the_plain_reading():
+    inputs = model_inputs(CASES["loss"], torch.float64)
+    frames = inputs.pop("field_values")[:, :4, :, :64, :32]
+    before, after = frames[:, :-1], frames[:, 1:]
+    ours = parity_model(torch.float64, encoder_dummy=1.0, tokens_per_axis=8)
+    found = losses_of_descent(ours, lambda: ours(field_values=before, labels=after, **inputs).loss)
+    assert found == pytest.approx(LOSSES, rel=1e-8)
+    plain = PlainWalrus(ours.config).double().eval()
+    published = {name: torch.tensor(values, dtype=torch.float64) for name, values in published_state_dict().items()}
+    plain.load_state_dict(published | {"encoder_dummy": torch.ones_like(published["encoder_dummy"])})
+    for name, parameter in plain.named_parameters():  # constants here; the factor would be trained beside the weights
+        parameter.requires_grad_(name != "encoder_dummy" and not name.endswith("freqs"))
+    target = (after - before) / per_channel(delta_scales(before, ours.config.scale_eps))
+    sides = inputs["boundary_conditions"][0].tolist()
+    loss = losses_of_descent(
+        plain, lambda: (plain(before, inputs["field_ids"][0], sides)[1] - target)[:, 1:].abs().mean()
+    )
+    assert found == pytest.approx(loss, rel=1e-9)

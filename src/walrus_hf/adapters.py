@@ -55,10 +55,15 @@ def lora_config(preset: str = DEFAULT_PRESET, rank: int = 16, **settings: Any) -
         from peft import LoraConfig
     except ImportError:
         raise ImportError("adapters need PEFT: pip install 'walrus-hf[finetune]'") from None
+    return LoraConfig(**{"r": rank, "lora_alpha": 2 * rank, **PRESETS[preset_name(preset)], **settings})
+
+
+def preset_name(preset: str) -> str:
+    """Its key in `PRESETS`; `ValueError` where there is none."""
     name = preset.lower().replace("_", "-").replace("+", "-")
     if name not in PRESETS:
         raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, found {preset!r}")
-    return LoraConfig(**{"r": rank, "lora_alpha": 2 * rank, **PRESETS[name], **settings})
+    return name
 
 
 def add_fields(

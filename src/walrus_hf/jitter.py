@@ -381,6 +381,8 @@ def _shift_range(plan: TokenizationPlan, i: int) -> tuple[int, int]:
 
 
 def _check_patch_shifts(plan: TokenizationPlan, shifts: Sequence[int]) -> Triple:
+    if len(shifts) != 3:
+        raise ValueError(f"patch_shifts: expected 3 whole numbers, for H, W and D, found {len(shifts)}")
     checked = _triple(shifts)
     for i, shift in enumerate(checked):
         low, high = plan.zero_padding[i]

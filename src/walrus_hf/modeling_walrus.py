@@ -156,8 +156,11 @@ class WalrusModel(WalrusPreTrainedModel):
             sides, *others = boundary_conditions.tolist()
             if any(other != sides for other in others):
                 raise ValueError("boundary_conditions: all samples of a batch must have the same boundaries")
-        if patch_shifts is not None and not jitter and any(int(shift) for shift in patch_shifts):
-            raise ValueError("patch_shifts were given with jitter=False: leave out one of the two")
+        if not jitter:
+            rolls = None if patch_shifts is None else [patch_shifts]
+            for name, rows in (("patch_shifts", rolls), ("layer_shifts", layer_shifts)):
+                if rows is not None and any(int(shift) for row in rows for shift in row):
+                    raise ValueError(f"{name} were given with jitter=False: leave out one of the two")
         make = make_plan if boundary_conditions is None and not jitter else make_plan_on_host
         plan = make(
             field_values.shape[3:], sides, self.config.tokens_per_axis, self.config.tokens_per_axis_3d, jitter,
@@ -184,19 +187,29 @@ class WalrusModel(WalrusPreTrainedModel):
         value_scales: Tensor | None = None,
         frames_to_keep: int = 0,
         past_key_values: WalrusTimeCache | None = None,
+        padded_channels: Tensor | None = None,
+        obstacle_mask: Tensor | None = None,
+        change_scales: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         r"""Encode fields and mix the tokens; arguments as in [`WalrusForPrediction`].
+
+        `padded_channels`, `obstacle_mask` and `change_scales` are there so that a processor's output serves both
+        models; what comes after the tokens reads them, not this.
 
         Returns `last_hidden_state` `(batch, frames, tokens, hidden)`, with the last `frames_to_keep` frames only if
         that is given.
         """
         _check_keywords(kwargs)
-        _check_inputs(field_values, field_ids, constant_values, constant_ids)
+        _check_inputs(
+            field_values, field_ids, constant_values, constant_ids, padded_channels=padded_channels,
+            obstacle_mask=obstacle_mask,
+        )  # fmt: skip
         if frames_to_keep and not 0 < frames_to_keep <= field_values.shape[1]:
             raise ValueError(f"frames_to_keep: expected 0 to {field_values.shape[1]} frames, found {frames_to_keep}")
         _check_past(past_key_values, plan, value_scales)
         if plan is None:
+            _check_ids(self.config.vocab_size, field_ids=field_ids, constant_ids=constant_ids)
             plan = self.make_plan(
                 field_values, boundary_conditions, strides, jitter, patch_shifts, layer_shifts, generator
             )
@@ -326,8 +339,13 @@ class WalrusForPrediction(WalrusPreTrainedModel):
         """
         _check_keywords(kwargs)
         _check_past(past_key_values, plan, value_scales, change_scales)
+        _check_inputs(
+            field_values, field_ids, constant_values, constant_ids, labels=labels, padded_channels=padded_channels,
+            obstacle_mask=obstacle_mask,
+        )  # fmt: skip
         # The plan is made here, before anything that is compiled, exported or checkpointed.
         if plan is None:
+            _check_ids(self.config.vocab_size, field_ids=field_ids, constant_ids=constant_ids)
             plan = self.model.make_plan(
                 field_values, boundary_conditions, strides, jitter, patch_shifts, layer_shifts, generator
             )
@@ -404,6 +422,7 @@ class WalrusForPrediction(WalrusPreTrainedModel):
             renewed = step % cache_steps == 0
             with torch.no_grad():
                 if plan is None:
+                    _check_ids(self.config.vocab_size, field_ids=field_ids, constant_ids=constant_ids)
                     plan = self.model.make_plan(state, boundary_conditions, generator=generator, **geometry)
                 elif step and renewed:
                     fixed = {name: geometry.get(name) for name in ("patch_shifts", "layer_shifts")}
@@ -445,21 +464,53 @@ def mask_state(x: Tensor, padded_channels: Tensor | None, obstacle_mask: Tensor 
 
 
 def _check_inputs(
-    field_values: Tensor, field_ids: Tensor, constant_values: Tensor | None, constant_ids: Tensor | None
+    field_values: Tensor,
+    field_ids: Tensor,
+    constant_values: Tensor | None,
+    constant_ids: Tensor | None,
+    labels: Tensor | None = None,
+    padded_channels: Tensor | None = None,
+    obstacle_mask: Tensor | None = None,
 ) -> None:
+    """Shapes. Other ones would often be broadcast, and give a number that is wrong."""
     if field_values.ndim != 6:
         raise ValueError(
             f"field_values: expected (batch, frames, channels, H, W, D), found shape {tuple(field_values.shape)}"
         )
-    batch, _, channels, *grid = field_values.shape
-    if field_ids.shape != (batch, channels):
-        raise ValueError(f"field_ids: expected (batch, channels) {(batch, channels)}, found {tuple(field_ids.shape)}")
+    batch, frames, channels, *grid = field_values.shape
+    if min(frames, channels) < 1:
+        raise ValueError(f"field_values: expected at least one frame and one channel, found {frames} and {channels}")
     if (constant_values is None) != (constant_ids is None):
         raise ValueError("constant_values and constant_ids: expected both or neither")
+    _check_shape("field_ids", field_ids, "(batch, channels)", (batch, channels))
+    _check_shape("labels", labels, "(batch, frames, channels, H, W, D)", tuple(field_values.shape))
+    _check_shape("padded_channels", padded_channels, "(batch, channels)", (batch, channels))
+    _check_shape("obstacle_mask", obstacle_mask, "(batch, H, W, D)", (batch, *grid))
     if constant_values is not None and constant_ids is not None:
-        expected = (batch, constant_ids.shape[-1], *grid)
-        if constant_values.shape != expected:
-            raise ValueError(f"constant_values: expected {expected}, found {tuple(constant_values.shape)}")
+        if constant_ids.ndim != 2 or constant_ids.shape[0] != batch or not constant_ids.shape[1]:
+            raise ValueError(
+                f"constant_ids: expected (batch, constants) {(batch, 'one or more')}, found {tuple(constant_ids.shape)}"
+            )
+        constants = (batch, constant_ids.shape[1], *grid)
+        _check_shape("constant_values", constant_values, "(batch, constants, H, W, D)", constants)
+
+
+def _check_shape(name: str, given: Tensor | None, axes: str, expected: tuple[int, ...]) -> None:
+    if given is not None and given.shape != expected:
+        raise ValueError(f"{name}: expected {axes} {expected}, found {tuple(given.shape)}")
+
+
+def _check_ids(vocabulary: int, **given: Tensor | None) -> None:
+    """Read on the host, as the boundaries are where no plan is given: the encoder looks at the first row alone."""
+    if torch.compiler.is_compiling():
+        return
+    for name, ids in given.items():
+        if ids is None or ids.is_meta or not ids.numel():
+            continue
+        if ids.is_floating_point() or ids.min() < 0 or ids.max() >= vocabulary:
+            raise ValueError(f"{name}: expected whole numbers from 0 to {vocabulary - 1}, found {ids.tolist()}")
+        if (ids != ids[:1]).any():
+            raise ValueError(f"{name}: expected the same fields in all samples of a batch, found {ids.tolist()}")
 
 
 def _check_keywords(given: Iterable[str]) -> None:

@@ -33,7 +33,7 @@ from .fields import Trajectory
 from .metrics import lead_time_windows, score
 from .modeling_walrus import WalrusForPrediction
 from .processing_walrus import WalrusProcessor
-from .rollouts import member_rollouts, small_changes
+from .rollouts import hidden_changes, member_rollouts, small_changes
 
 BASE = "base"  # in `predict(adapter=)`: the model without any adapter
 # Lead times that the published evaluation averages over (arXiv 2511.15684, section 7), first and last step.
@@ -287,6 +287,12 @@ class WalrusPipeline:
                 "forecast will be noise; give it in smaller units",
                 stacklevel=3,
             )
+        for field in hidden_changes(processor, inputs, recent):
+            warnings.warn(
+                f"field {field!r} changes by less a frame than float32 tells apart at its magnitude: its forecast will "
+                "be noise; subtract a constant from it, such as its mean",
+                stacklevel=3,
+            )
         generators = [None if seed is None else torch.Generator().manual_seed(seed + i) for i in range(ensemble_size)]
         members = member_rollouts(
             self.model, processor, inputs, recent, prediction_length, generators, tokens_per_axis, jitter, **held
@@ -393,7 +399,10 @@ def usable_device(device: str | torch.device | None) -> torch.device:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.empty(0, device=device).device
+        found = torch.empty(0, device=device).device
+        if found.type == "meta":
+            raise NotImplementedError("it holds no numbers")
+        return found
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
             f"device: expected one that this machine has, such as 'cpu', found {str(device)!r} ({first_line(error)})"
@@ -422,6 +431,20 @@ def check_model_type(name: str, revision: str | None = None) -> None:
         ) from error
     if found != WalrusConfig.model_type:
         raise ValueError(f"{name}: expected a checkpoint of model type 'walrus', found {found!r}")
+
+
+def load_config(name: str, revision: str = "main") -> WalrusConfig:
+    """The configuration of a checkpoint.
+
+    Raises:
+        ValueError, FileNotFoundError: what is no Walrus checkpoint, or settings that make no sense.
+    """
+    check_model_type(name, revision)
+    try:
+        return WalrusConfig.from_pretrained(name, revision=revision)
+    except StrictDataclassError as error:
+        reason = first_line(error.__cause__ or error)
+        raise ValueError(f"{name}: expected the settings of a Walrus model in its config.json: {reason}") from error
 
 
 def load_model(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import inspect
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -88,6 +89,9 @@ class WalrusProcessor(FeatureExtractionMixin):
         for name, count in counts.items():
             if not isinstance(count, int) or count < 1:
                 raise ValueError(f"{name}: expected a whole number of at least 1, found {count!r}")
+        if isinstance(log_fields, str):
+            raise ValueError(f"log_fields: expected a list of names such as [{log_fields!r}], found {log_fields!r}")
+        _check_settings(kwargs)
         self.field2id = dict(field2id) if field2id else {name: i for i, name in enumerate(PUBLISHED_FIELDS)}
         self.tokens_per_axis = tokens_per_axis
         self.tokens_per_axis_3d = tokens_per_axis_3d
@@ -392,6 +396,15 @@ class WalrusProcessor(FeatureExtractionMixin):
         return torch.tensor([scales])
 
 
+def _check_settings(others: Mapping[str, Any]) -> None:
+    """What transformers keeps in a file may come, a misspelt setting of ours may not: it would be ignored."""
+    known = list(inspect.signature(WalrusProcessor.__init__).parameters)
+    for name in others:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+        if near:
+            raise TypeError(f"unknown setting {name!r}: perhaps {near[0]!r}")
+
+
 def _sides(boundary_conditions: Mapping[str, Any] | Sequence | Tensor) -> list[tuple[int, ...]]:
     if isinstance(boundary_conditions, str):
         raise ValueError(f"boundary_conditions: expected one entry for each axis, found {boundary_conditions!r}")
@@ -401,7 +414,7 @@ def _sides(boundary_conditions: Mapping[str, Any] | Sequence | Tensor) -> list[t
         given = boundary_conditions.tolist()
     else:
         given = list(boundary_conditions)
-    pairs = [(sides, sides) if isinstance(sides, str | int) else tuple(sides) for sides in given]
+    pairs = [(sides, sides) if np.ndim(sides) == 0 else tuple(sides) for sides in given]
     return [tuple(int(BoundaryCondition.parse(side)) for side in pair) for pair in pairs]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -75,3 +76,24 @@ def small_changes(
                 if 0 < change < smallest:
                     found[channel.field] = min(change, found.get(channel.field, change))
     return found
+
+
+def hidden_changes(processor: WalrusProcessor, inputs: Mapping[str, Tensor], trajectory: Trajectory) -> list[str]:
+    """Fields whose change a frame float32, in which the model reads them, does not tell apart at their magnitude.
+
+    Such as a pressure of 100 kPa that changes by a thousandth of a Pa: what is left of the change is rounding. In a
+    batch one such sample is enough.
+    """
+    values = inputs["field_values"]  # (B, T, C, H, W, D)
+    largest = values.abs().amax((1, 3, 4, 5))  # (B, C)
+    steps = torch.nextafter(largest, torch.tensor(torch.inf)) - largest
+    hidden = (delta_scales(values, 0.0) < steps).any(0).tolist()  # (C,)
+    return list(dict.fromkeys(
+        channel.field for channel, below in zip(processor.channels(trajectory), hidden)
+        if below and channel.component is not None and _moves(trajectory.fields[channel.field][..., *channel.component])
+    ))  # fmt: skip
+
+
+def _moves(values: np.ndarray) -> bool:
+    """Whether any frame differs from the one before, as it is given: (T, *grid)."""
+    return bool((values[1:] != values[:-1]).any())

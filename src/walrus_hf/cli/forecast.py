@@ -59,11 +59,10 @@ def forecast(
     check_plot(plot, overwrite)
     found = well_info(file)
     first = found.frames if first is None else first
-    if found.frames < 2 or not 2 <= first <= found.frames:
-        raise ValueError(
-            f"{file}: expected at least 2 frames to forecast from, found {min(first, found.frames)} before frame "
-            f"{first}; the file has {found.frames}"
-        )
+    if found.frames < 2:
+        raise ValueError(f"{file}: expected at least 2 frames to forecast from, found {found.frames}")
+    if not 2 <= first <= found.frames:
+        raise ValueError(f"--from {first}: expected 2 to {found.frames}, the frames of {file}")
     if not 0 <= trajectory < found.trajectories:
         raise ValueError(f"--trajectory {trajectory}: expected 0 to {found.trajectories - 1}")
     pipe = load_pipeline(model, revision, device, field_name)

@@ -55,13 +55,15 @@ def info(
     """Show versions, device, parameter count, and for a grid its tokens, memory and time a step."""
     import torch
 
+    from ..adapters import DEFAULT_PRESET, preset_name
     from ..checkpoints import locate
     from ..configuration_walrus import WalrusConfig
     from ..modeling_walrus import WalrusForPrediction
-    from ..pipeline_walrus import check_model_type, load_processor, processor_for, usable_device
+    from ..pipeline_walrus import load_config, load_processor, processor_for, usable_device
 
     if finetune is not None and (finetune not in ("lora", "full", "head") or grid is None):
         raise ValueError(f"--finetune: expected lora, full or head, and a --grid, found {finetune!r} and {grid!r}")
+    preset = preset_name(preset or DEFAULT_PRESET)
     if steps is not None and grid is None:
         raise ValueError(f"--steps: expected a --grid beside it, found {steps} alone")
     target = usable_device(device)
@@ -69,8 +71,7 @@ def info(
     processor = processor_for(config)
     if model is not None:
         name = locate(model)
-        check_model_type(name, revision)
-        config = WalrusConfig.from_pretrained(name, revision=revision or "main")
+        config = load_config(str(name), revision or "main")
         processor = load_processor(str(name), revision or "main")
     plan = None
     if grid is not None:
@@ -125,11 +126,9 @@ def _print_costs(config, plan, frames: int, channels: int, parameters: int, step
     typer.echo(f"  about {sum(memory.values()) / 2**30:.2f} GiB: {parts}")
 
 
-def _print_finetuning(config, plan, frames: int, channels: int, method: str, preset: str | None, rank: int) -> None:
-    from ..adapters import DEFAULT_PRESET
+def _print_finetuning(config, plan, frames: int, channels: int, method: str, preset: str, rank: int) -> None:
     from ..finetuning_memory import LIBRARIES, finetuning_bytes
 
-    preset = preset or DEFAULT_PRESET
     found = finetuning_bytes(config, plan, frames, channels, method, preset, rank)
     trained = found.pop("trained")
     parts = ", ".join(f"{part} {size / 2**30:.2f}" for part, size in found.items())

@@ -70,6 +70,8 @@ def locate_source(
         if location.endswith((*SUFFIXES, ".json")) or not _has_splits(location, storage_options):
             return Location((Folder(location),))
         return Location(tuple(Folder(f"{location}/data/{name}") for name in splits), location)
+    if base_path is None and (location.startswith((".", "~")) or "/" in location or location.endswith(SUFFIXES)):
+        raise FileNotFoundError(f"{location}: expected a file or a folder, found none; check the path")
     scenario = find_scenario(location)
     if base_path is not None:
         home = f"{os.fspath(base_path).rstrip('/')}/{scenario.name}"

@@ -129,6 +129,8 @@ def fsspec_filesystem(url: str, storage_options: dict[str, Any]) -> tuple[Any, s
 
     try:
         return fsspec.core.url_to_fs(url, **storage_options)
+    except ValueError as error:  # a protocol that it does not know
+        raise ValueError(f"{url}: expected an address that can be opened, found {brief(error)}") from error
     except Exception as error:
         raise fsspec_refusal(url, error) from error
 

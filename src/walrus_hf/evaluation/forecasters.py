@@ -18,7 +18,7 @@ from ..hub import tensors_digest
 from ..jitter import warn_unmeasured
 from ..pipeline_walrus import WalrusPipeline
 from ..processing_walrus import WalrusProcessor
-from ..rollouts import member_rollouts, small_changes
+from ..rollouts import hidden_changes, member_rollouts, small_changes
 
 # Fields of one frame, each `(members, *grid, ...)`.
 Frame = dict[str, np.ndarray]
@@ -155,6 +155,8 @@ class WalrusForecaster:
                 f"field {field!r} changes by less than the model's smallest scale of {eps:g} a frame: its forecast is "
                 "noise"
             )
+        for field in hidden_changes(self.processor, inputs, alike):
+            self.note(f"field {field!r} changes by less a frame than float32 tells apart: its forecast is noise")
         generators = [torch.Generator().manual_seed(seed + member) for member in range(self.ensemble_size)]
         return member_rollouts(
             self.model, self.processor, inputs, alike, steps, generators, self.tokens_per_axis, self.jitter

@@ -37,14 +37,8 @@ def tiny(arguments: list[str]) -> list[str]:
     with Accelerator().local_main_process_first():
         write("wave", "runs/simulated-tiny", {"train": 2, "valid": 1}, 0, {"grid": (24, 16), "frames": 12})
     settings = ["--config", str(CONFIG), "--sources", "runs/simulated-tiny/wave", "--max_steps", "4"]
-    return [
-        *settings,
-        "--validation_steps",
-        "4",
-        "--log_with",
-        "none",
-        *(word for word in arguments if word != "--tiny"),
-    ]
+    settings += ["--validation_steps", "4", "--log_with", "none"]
+    return [*settings, *(word for word in arguments if word != "--tiny")]
 
 
 if __name__ == "__main__":

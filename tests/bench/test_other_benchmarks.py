@@ -28,7 +28,15 @@ def test_training_steps_of_both_sides_agree_in_loss_and_gradients(tmp_path):
         assert case["difference"] <= AGREEMENT
         assert case["gradient_difference"] <= 1e-3
         assert 0.1 < case["loss"] < 10
+        assert case["share"] / case["plain_share"] == pytest.approx(case["plain_seconds"] / case["seconds"])
     assert "plain / ours" in output
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr("walrus_hf.bench.train.measure_training", lambda *_: pytest.fail("something was measured"))
+    result = CliRunner().invoke(app, ["train", "--small", "--json", str(tmp_path / "gone" / "found.json")])
+    assert result.exit_code == 2
+    assert "expected a file in a folder that exists" in " ".join(result.output.replace("│", " ").split())
 
 
 def test_both_sides_train_on_the_same_loss():
@@ -43,6 +51,7 @@ def test_a_rollout_is_compared_with_and_without_its_cache(tmp_path):
     for case in found.values():
         assert case["ratio_median"] > 0
         assert case["ratio_amortised_median"] > 0
+        assert case["share"] / case["plain_share"] == pytest.approx(case["plain_seconds"] / case["amortised_seconds"])
     # keys and values, float32, 2 layers, 3 + 7 frames, 4 x 4 tokens, width 32
     assert found["cached_2d"]["cache_bytes"] == 2 * 4 * 2 * 10 * 16 * 32
     assert "between renewals" in output

@@ -225,16 +225,18 @@ def test_missing_packages_for_pictures_are_told_before_the_forecast(refused, for
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--from", "1"), "expected at least 2 frames to forecast from, found 1 before frame 1; the file has 12"),
-        (("--from", "13"), "before frame 13; the file has 12"),
-        (("--from", "-3"), "the file has 12"),
+        (("--from", "1"), "--from 1: expected 2 to 12, the frames of"),
+        (("--from", "13"), "--from 13: expected 2 to 12"),
+        (("--from", "-3"), "--from -3: expected 2 to 12"),
         (("--trajectory", "2"), "--trajectory 2: expected 0 to 1"),
         (("--field-name", "rho"), "--field-name: expected OWN=KNOWN such as rho=density, found 'rho'"),
+        (("--field-name", "Pressure=density"), "(pressure, velocity), found 'Pressure'"),
         (("--field-name", "pressure=presure"), "unknown field 'pressure' (as 'presure')"),
         (("--field-name", "pressure=velocity_x"), "velocity_x: given twice"),
         (("--tokens-per-axis", "0"), "at least one token"),
         (("--ensemble", "2", "--no-jitter"), "without jitter all members are equal"),
         (("--device", "abacus"), "expected one that this machine has, such as 'cpu', found 'abacus'"),
+        (("--device", "meta"), "found 'meta' (it holds no numbers)"),
     ],
 )
 def test_options_that_make_no_sense_are_refused_in_one_line(refused, forecast, options, message):

@@ -15,12 +15,21 @@ import typer
 
 from ..allocator import keep_freed_memory
 from ..safe_files import write_text
-from .cases import AGREEMENT, cases, network
+from .cases import AGREEMENT, MATRIX, PLAIN_SHARE_2D, SMALL_MATRIX, cases, network
 
 app = typer.Typer(help="Benchmarks of walrus_hf.", no_args_is_help=True, add_completion=False)
 
 Repeats = Annotated[int, typer.Option(min=1, help="Timed rounds of both sides; the median counts.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Write the numbers here too.")]
+
+
+def _writable(path: Path | None) -> Path | None:
+    """Refuses a file in a folder that is not there before anything is measured, which may take minutes."""
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise typer.BadParameter(f"expected a file in a folder that exists, found {path}")
+    return path
+
+
+Json = Annotated[Path | None, typer.Option("--json", help="Write the numbers here too.", callback=_writable)]
 Small = Annotated[bool, typer.Option("--small", help="Tiny sizes: shows that it runs, says nothing of speed.")]
 Result = Mapping[str, float]
 
@@ -39,23 +48,14 @@ def forward(repeats: Repeats = 7, json_file: Json = None, small: Small = False) 
     703.5 GFLOP, all frames decoded) over seconds over the float32 matmul peak of the same rounds. Then our model in
     bfloat16 beside itself in float32.
     """
-    from .forward import (
-        MATRIX,
-        PLAIN_SHARE_2D,
-        SMALL_MATRIX,
-        describe,
-        describe_bfloat16,
-        measure_bfloat16,
-        measure_forward,
-    )
+    from .forward import describe, describe_bfloat16, measure_bfloat16, measure_forward
 
-    config, matrix = network(small), SMALL_MATRIX if small else MATRIX
-    results = {name: measure_forward(config, case, repeats, matrix) for name, case in cases(small).items()}
+    config = network(small)
+    results = {name: measure_forward(config, case, repeats, _matrix(small)) for name, case in cases(small).items()}
     low = {f"{name}_bfloat16": measure_bfloat16(config, case, repeats) for name, case in cases(small).items()}
     _print(results, describe, repeats, small)
     _print(low, describe_bfloat16)
-    if not small and results["2d"]["plain_share"] < PLAIN_SHARE_2D:
-        typer.echo(f"The ratios are void: the plain side must reach {PLAIN_SHARE_2D} of the peak in 2D.")
+    _say_if_void(results["2d"], small)
     _write_json(json_file, {**results, **low}, small)
     _fail_where_apart(results)
 
@@ -65,8 +65,10 @@ def train(repeats: Repeats = 5, json_file: Json = None, small: Small = False) ->
     """One training step (forward, backward, AdamW; float32): this package beside the plain reading, in turn."""
     from .train import describe, measure_training
 
-    results = {name: measure_training(network(small), case, repeats) for name, case in cases(small).items()}
+    config, matrix = network(small), _matrix(small)
+    results = {name: measure_training(config, case, repeats, matrix) for name, case in cases(small).items()}
     _print(results, describe, repeats, small)
+    _say_if_void(results["2d"], small)
     _write_json(json_file, results, small)
     _fail_where_apart(results)
 
@@ -76,9 +78,11 @@ def rollout(repeats: Repeats = 5, json_file: Json = None, small: Small = False) 
     """A step of a rollout (float32): with the frames of the past kept for 8 steps, and computed anew each time."""
     from .rollout import describe, measure_rollout
 
-    found = {name: measure_rollout(network(small), case, repeats) for name, case in cases(small).items()}
+    config, matrix = network(small), _matrix(small)
+    found = {name: measure_rollout(config, case, repeats, matrix) for name, case in cases(small).items()}
     results = {f"cached_{name}": result for name, result in found.items()}
     _print(results, describe, repeats, small)
+    _say_if_void(results["cached_2d"], small)
     _write_json(json_file, results, small)
 
 
@@ -144,6 +148,15 @@ def data(repeats: Repeats = 5, json_file: Json = None, small: Small = False) -> 
     results = measure_data(repeats, small)
     _print(results, describe, repeats, small)
     _write_json(json_file, results, small)
+
+
+def _matrix(small: bool) -> int:
+    return SMALL_MATRIX if small else MATRIX
+
+
+def _say_if_void(result: Result, small: bool) -> None:
+    if not small and result["plain_share"] < PLAIN_SHARE_2D:
+        typer.echo(f"The ratios are void: the plain side must reach {PLAIN_SHARE_2D} of the peak in 2D.")
 
 
 def _print(

@@ -17,6 +17,7 @@ from ..fields import PUBLISHED_FIELDS
 from ..jitter import TokenizationPlan
 from ..modeling_walrus import WalrusForPrediction
 from ..processing_walrus import WalrusProcessor
+from .flops import forward_flops
 from .plain import PlainWalrus, draw_strong_weights
 
 # The reference case: network, grids, frames, and the operations of the published implementation, all frames decoded, as
@@ -41,6 +42,10 @@ SMALL_CASES: dict[str, dict[str, Any]] = {
 FIELDS = ("velocity_x", "velocity_y", "velocity_z", "pressure")
 # What the two sides may differ by: relative to the root mean square of the last frame's delta, or to the loss.
 AGREEMENT = 1e-4
+# Matrix products a round: about as long as a forward pass, since a CPU clocks a short burst higher than it can hold.
+MATMULS, MATRIX, SMALL_MATRIX = 4, 4096, 256
+# The plain side must be as good as the published code, or the ratio flatters.
+PLAIN_SHARE_2D = 0.45
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +99,39 @@ def in_turn(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, li
     return seconds
 
 
+def matmul_peak(matrix: int) -> Callable[[], None]:
+    """A round of products of square matrices, whose rate stands for the peak."""
+    a = torch.randn(matrix, matrix)
+
+    def peak() -> None:
+        for _ in range(MATMULS):
+            a @ a
+
+    return peak
+
+
+def reference_flops(sides: Sides, case: Mapping[str, Any]) -> float:
+    """Of a forward pass of the reference: all frames decoded, space attention not counted."""
+    if "reference_flops" in case:
+        return case["reference_flops"]
+    every = forward_flops(sides.ours.config, sides.plan, case["frames"], len(FIELDS))
+    return sum(every.values()) - every["attention"]
+
+
+def shares(seconds: Mapping[str, Sequence[float]], work: float, matrix: int) -> dict[str, float]:
+    """What both sides reach of the rate of `matmul_peak(matrix)`, with the work that the reference would take.
+
+    Args:
+        seconds: of the rounds of `peak`, `ours` and `plain`.
+    """
+    rate = MATMULS * 2 * matrix**3 / statistics.median(seconds["peak"])
+    found = {name: work / statistics.median(seconds[name]) / rate for name in ("ours", "plain")}
+    return {
+        "share": found["ours"], "plain_share": found["plain"], "peak_gflops": rate / 1e9,
+        "reference_gflop": work / 1e9,
+    }  # fmt: skip
+
+
 def ratio(slow: Sequence[float], quick: Sequence[float], name: str = "ratio") -> dict[str, float]:
     """Seconds of one side over those of the other, round by round: median, lowest, highest."""
     found = [a / b for a, b in zip(slow, quick)]
@@ -107,6 +145,10 @@ def spread(seconds: Sequence[float], prefix: str = "") -> dict[str, float]:
         f"{prefix}fastest": min(seconds),
         f"{prefix}slowest": max(seconds),
     }
+
+
+def peak_and_shares(r: Mapping[str, float]) -> str:
+    return f"peak {r['peak_gflops']:.0f} GFLOP/s, effective share {r['share']:.2f}, plain {r['plain_share']:.2f}"
 
 
 def both_sides(r: Mapping[str, float]) -> str:

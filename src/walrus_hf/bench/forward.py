@@ -8,13 +8,20 @@ from typing import Any
 import torch
 
 from ..configuration_walrus import WalrusConfig
-from .cases import FIELDS, both_sides, in_turn, make_sides, ratio, spread
+from .cases import (
+    FIELDS,
+    MATRIX,
+    both_sides,
+    in_turn,
+    make_sides,
+    matmul_peak,
+    peak_and_shares,
+    ratio,
+    reference_flops,
+    shares,
+    spread,
+)
 from .flops import forward_flops
-
-# Matrix products a round: about as long as a forward pass, since a CPU clocks a short burst higher than it can hold.
-MATMULS, MATRIX, SMALL_MATRIX = 4, 4096, 256
-# The plain side must be as good as the published code, or the ratio flatters.
-PLAIN_SHARE_2D = 0.45
 
 
 @torch.inference_mode()
@@ -28,11 +35,6 @@ def measure_forward(
         matrix: side of the matrices that measure the peak.
     """
     sides = make_sides(config, case)
-    a = torch.randn(matrix, matrix)
-
-    def peak() -> None:
-        for _ in range(MATMULS):
-            a @ a
 
     def ours():
         return sides.ours(sides.values, sides.ids, plan=sides.plan, frames_to_keep=1).delta[:, -1]
@@ -42,17 +44,12 @@ def measure_forward(
 
     expected = plain()
     difference = ((ours() - expected).abs().max() / expected.square().mean().sqrt()).item()
-    seconds = in_turn({"peak": peak, "ours": ours, "plain": plain}, repeats)
-    own, theirs = spread(seconds["ours"]), spread(seconds["plain"], "plain_")
-    rate = MATMULS * 2 * matrix**3 / spread(seconds["peak"])["seconds"]
-    sizes = (config, sides.plan, case["frames"], len(FIELDS))
-    every = forward_flops(*sizes)
-    reference = case.get("reference_flops", sum(every.values()) - every["attention"])
+    seconds = in_turn({"peak": matmul_peak(matrix), "ours": ours, "plain": plain}, repeats)
+    done = forward_flops(config, sides.plan, case["frames"], len(FIELDS), frames_to_keep=1)
     return {
-        **ratio(seconds["plain"], seconds["ours"]), **own, **theirs,
-        "share": reference / own["seconds"] / rate, "plain_share": reference / theirs["plain_seconds"] / rate,
-        "peak_gflops": rate / 1e9, "reference_gflop": reference / 1e9,
-        "done_gflop": sum(forward_flops(*sizes, frames_to_keep=1).values()) / 1e9, "difference": difference,
+        **ratio(seconds["plain"], seconds["ours"]), **spread(seconds["ours"]), **spread(seconds["plain"], "plain_"),
+        **shares(seconds, reference_flops(sides, case), matrix),
+        "done_gflop": sum(done.values()) / 1e9, "difference": difference,
     }  # fmt: skip
 
 
@@ -78,8 +75,7 @@ def measure_bfloat16(config: WalrusConfig, case: Mapping[str, Any], repeats: int
 def describe(r: Mapping[str, float]) -> str:
     return (
         f"{both_sides(r)}; {r['done_gflop']:.4g} GFLOP done for {r['reference_gflop']:.4g} of the reference, "
-        f"peak {r['peak_gflops']:.0f} GFLOP/s, effective share {r['share']:.2f}, plain {r['plain_share']:.2f}; "
-        f"last frames differ by {r['difference']:.1e} rms"
+        f"{peak_and_shares(r)}; last frames differ by {r['difference']:.1e} rms"
     )
 
 

@@ -10,22 +10,40 @@ from torch import Tensor, nn
 
 from ..configuration_walrus import WalrusConfig
 from ..normalization import delta_scales, per_channel
-from .cases import Sides, both_sides, in_turn, make_sides, ratio, spread
+from .cases import (
+    MATRIX,
+    Sides,
+    both_sides,
+    in_turn,
+    make_sides,
+    matmul_peak,
+    peak_and_shares,
+    ratio,
+    reference_flops,
+    shares,
+    spread,
+)
 
 LEARNING_RATE = 1e-12  # the weights of both sides stay what they are, so every round computes the same
 
 
-def measure_training(config: WalrusConfig, case: Mapping[str, Any], repeats: int) -> dict[str, float]:
-    """Both sides on one case, with the same weights, shifts, loss and optimiser: seconds, ratios, agreement."""
+def measure_training(
+    config: WalrusConfig, case: Mapping[str, Any], repeats: int, matrix: int = MATRIX
+) -> dict[str, float]:
+    """Both sides on one case, with the same weights, shifts, loss and optimiser: seconds, ratios, shares, agreement.
+
+    The fixed work behind the shares is three forward passes of the reference: a backward pass has twice the products.
+    """
     sides = make_sides(config, case)
     runs = {"ours": training_step(sides.ours, ours_loss(sides)), "plain": training_step(sides.plain, plain_loss(sides))}
     losses = {name: run() for name, run in runs.items()}
     # The blocks hold the same numbers on both sides, in another order; the encoders differ by a folded factor.
     norms = {"ours": _gradient_norm(sides.ours.model.layers), "plain": _gradient_norm(sides.plain.blocks)}
-    seconds = in_turn(runs, repeats)
+    seconds = in_turn({"peak": matmul_peak(matrix), **runs}, repeats)
     return {
         **ratio(seconds["plain"], seconds["ours"]), **spread(seconds["ours"]), **spread(seconds["plain"], "plain_"),
-        "loss": losses["ours"], "difference": abs(losses["ours"] / losses["plain"] - 1),
+        **shares(seconds, 3 * reference_flops(sides, case), matrix), "loss": losses["ours"],
+        "difference": abs(losses["ours"] / losses["plain"] - 1),
         "gradient_difference": abs(norms["ours"] / norms["plain"] - 1),
     }  # fmt: skip
 
@@ -60,4 +78,7 @@ def _gradient_norm(model: nn.Module) -> float:
 
 
 def describe(r: Mapping[str, float]) -> str:
-    return f"{both_sides(r)}; losses differ by {r['difference']:.1e}, gradient norms by {r['gradient_difference']:.1e}"
+    return (
+        f"{both_sides(r)}; {peak_and_shares(r)}; losses differ by {r['difference']:.1e}, gradient norms by "
+        f"{r['gradient_difference']:.1e}"
+    )

@@ -17,6 +17,7 @@ from .options import (
     Seed,
     Tokens,
     load_pipeline,
+    parse_field_names,
     print_table,
 )
 
@@ -72,6 +73,7 @@ def evaluate(
     from ..evaluation import WINDOWS, Protocol
     from ..evaluation import evaluate as run
     from ..evaluation.baselines import load_baseline
+    from ..evaluation.evaluator import MODEL
     from ..evaluation.protocol import parse_windows
     from ..evaluation.results import note_lines, table_lines, title
 
@@ -102,3 +104,9 @@ def evaluate(
         typer.echo(f"note: {note}")
     if output is not None:
         typer.echo(f"wrote {output}: intervals, means and every value")
+    known = {name for scenario in results["scenarios"].values() for name in scenario["fields"]}
+    for own in parse_field_names(field_name):
+        if own not in known:
+            typer.echo(f"note: --field-name {own}: no field that is scored has this name")
+    if not any(MODEL in scenario["forecasters"] for scenario in results["scenarios"].values()):
+        raise ValueError("data: expected something that the model can forecast, found nothing; the notes say why")

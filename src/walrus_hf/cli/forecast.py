@@ -19,6 +19,7 @@ from .options import (
     check_output,
     check_plot,
     load_pipeline,
+    parse_field_names,
     print_scores,
 )
 
@@ -65,6 +66,10 @@ def forecast(
         raise ValueError(f"--from {first}: expected 2 to {found.frames}, the frames of {file}")
     if not 0 <= trajectory < found.trajectories:
         raise ValueError(f"--trajectory {trajectory}: expected 0 to {found.trajectories - 1}")
+    fields = [*found.fields, *found.constant_fields]
+    for own in parse_field_names(field_name):
+        if own not in fields:
+            raise ValueError(f"--field-name: expected a field of {file} ({', '.join(fields)}), found {own!r}")
     pipe = load_pipeline(model, revision, device, field_name)
     start = max(first - max(pipe.processor.context_frames, pipe.processor.context_frames_3d), 0)
     known = min(first + steps, found.frames)

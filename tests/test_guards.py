@@ -1,5 +1,6 @@
 """Inputs that once made a forecast silently wrong: each is refused, warned of, or forecast right."""
 
+import re
 import warnings
 
 import numpy as np
@@ -117,3 +118,71 @@ def test_components_given_apart_are_lifted_on_axes_of_any_name():
         WalrusProcessor().channels(
             Trajectory({"velocity_x": parts["velocity_x"]}, {"h": "wall", "w": "wall"}, axes=("h", "w"))
         )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"labels": lambda x: x["labels"][:, -1:]}, "labels: expected .* (2, 3, 3, 16, 24, 1), found (2, 1, 3,"),
+        ({"labels": lambda x: x["labels"][0, 0]}, "labels: expected .*, found (3, 16, 24, 1)"),
+        ({"labels": lambda x: x["labels"][:, :, :1]}, "labels: expected"),
+        ({"padded_channels": lambda _: torch.zeros(1, 3, dtype=torch.bool)}, "padded_channels: expected (batch, chan"),
+        (
+            {"obstacle_mask": lambda _: torch.zeros(2, 16, 1, 1, dtype=torch.bool)},
+            "obstacle_mask: expected .* (2, 16, 24",
+        ),
+        ({"field_values": lambda x: x["field_values"][:, :0]}, "at least one frame and one channel, found 0 and 3"),
+        ({"field_ids": lambda _: torch.tensor([[3, 7, 5], [3, 5, 7]])}, "field_ids: expected the same fields in all"),
+        ({"field_ids": lambda x: x["field_ids"] + 20}, "field_ids: expected whole numbers from 0 to 11"),
+        ({"field_ids": lambda x: x["field_ids"].float()}, "field_ids: expected whole numbers"),
+        (
+            {"constant_values": lambda _: torch.ones(2, 1, 16, 24, 1), "constant_ids": lambda _: torch.tensor([9])},
+            "constant_ids: expected (batch, constants) (2, 'one or more'), found (1,)",
+        ),
+        ({"patch_shifts": lambda _: (1, 2)}, "patch_shifts: expected 3 whole numbers, for H, W and D, found 2"),
+        (
+            {"layer_shifts": lambda _: [(1, 0, 0), (0, 0, 0)], "jitter": lambda _: False},
+            "layer_shifts were given with jitter=False: leave out one of the two",
+        ),
+    ],
+)
+def test_inputs_that_would_be_broadcast_or_cut_are_refused(wrong, message):
+    inputs = small_inputs(labels=True)
+    inputs |= {name: make(inputs) for name, make in wrong.items()}
+    pattern = ".*".join(re.escape(part) for part in message.split(".*"))
+    with pytest.raises(ValueError, match=pattern):
+        small_model()(**inputs)
+    if "labels" not in wrong:
+        del inputs["labels"]
+        with pytest.raises(ValueError, match=pattern):
+            small_model().model(**inputs)
+
+
+@pytest.mark.parametrize(("offset", "step"), [(101325.0, 1e-3), (1e8, 1.0), (1e12, 1.0)])
+def test_a_change_that_float32_does_not_hold_beside_an_offset_is_warned_of(pipe, offset, step):
+    values = offset + step * np.random.default_rng(0).normal(size=(4, 16, 24)).cumsum(0)
+    with pytest.warns(UserWarning, match=r"field 'pressure' changes by less a frame than float32 tells apart"):
+        pipe.predict(Trajectory({"pressure": values}, BOX), 1, seed=0, progress=False)
+
+
+@pytest.mark.parametrize("values", [np.full((4, 16, 24), 1e8), frames().fields["pressure"] + 1e4])
+def test_what_stands_still_or_changes_enough_is_not_warned_of(pipe, values):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message="grid")
+        pipe.predict(Trajectory({"pressure": values}, BOX), 1, seed=0, progress=False)
+
+
+def test_misspelt_settings_of_the_processor_are_refused_and_others_of_transformers_kept():
+    with pytest.raises(TypeError, match="unknown setting 'tokens_per_axes': perhaps 'tokens_per_axis'"):
+        WalrusProcessor(tokens_per_axes=4)
+    with pytest.raises(ValueError, match=r"log_fields: expected a list of names such as \['density'\]"):
+        WalrusProcessor(log_fields="density")
+    assert WalrusProcessor(auto_map={"AutoProcessor": "own.Own"}).to_dict()["auto_map"] == {"AutoProcessor": "own.Own"}
+
+
+def test_plans_take_boundaries_as_trajectories_do():
+    sides = {"x": np.int64(2), "y": np.array([0, 1])}
+    plan = WalrusProcessor().plan((16, 24), sides)
+    assert plan.boundaries[:2] == ((2, 2), (0, 1))
+    assert [list(pair) for pair in Trajectory({"A": np.zeros((2, 16, 24))}, sides).boundary_ids()] == [[2, 2], [0, 1]]

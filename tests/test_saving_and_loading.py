@@ -5,11 +5,12 @@ import pickle
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForTimeSeriesPrediction
+from transformers import AutoModel, AutoModelForTimeSeriesPrediction, AutoProcessor
 
-from walrus_hf import WalrusForPrediction, WalrusModel
+from walrus_hf import Trajectory, WalrusForPrediction, WalrusModel, WalrusPipeline
 
 from .small_model import ALL_PARTS, PLANE, VOLUME, small_inputs, small_model
 
@@ -74,6 +75,20 @@ def test_base_and_head_read_each_others_checkpoints(tmp_path):
     assert type(head) is WalrusForPrediction
     assert_same_state(model.model, head.model)
     assert info["missing_keys"] == {name for name in model.state_dict() if name.startswith("decoder")}
+
+
+def test_what_the_processor_gives_serves_the_model_with_and_without_its_head(tmp_path):
+    WalrusPipeline(small_model(field2id=None)).save_pretrained(tmp_path)
+    values, mask = np.random.default_rng(0).normal(size=(3, 16, 24, 2)), np.zeros((16, 24), dtype=bool)
+    mask[:3] = True
+    given = Trajectory({"velocity": values}, {"x": "periodic", "y": "wall"}, obstacle_mask=mask)
+    inputs = AutoProcessor.from_pretrained(tmp_path)(given)
+    assert {"padded_channels", "obstacle_mask"} <= inputs.keys()
+    base, head = (auto.from_pretrained(tmp_path) for auto in (AutoModel, AutoModelForTimeSeriesPrediction))
+    scales = {"value_scales": torch.ones(1, 3), "change_scales": torch.ones(1, 3)}
+    with torch.no_grad():
+        tokens = base(**inputs, **scales).last_hidden_state
+        assert torch.equal(tokens, head(**inputs, **scales, output_hidden_states=True).hidden_states[-1])
 
 
 @pytest.mark.parametrize("missing", ["decoder", "model.layers.1", "model.embeddings", "model.absolute_position"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -88,12 +87,11 @@ def hidden_changes(processor: WalrusProcessor, inputs: Mapping[str, Tensor], tra
     largest = values.abs().amax((1, 3, 4, 5))  # (B, C)
     steps = torch.nextafter(largest, torch.tensor(torch.inf)) - largest
     hidden = (delta_scales(values, 0.0) < steps).any(0).tolist()  # (C,)
-    return list(dict.fromkeys(
-        channel.field for channel, below in zip(processor.channels(trajectory), hidden)
-        if below and channel.component is not None and _moves(trajectory.fields[channel.field][..., *channel.component])
-    ))  # fmt: skip
-
-
-def _moves(values: np.ndarray) -> bool:
-    """Whether any frame differs from the one before, as it is given: (T, *grid)."""
-    return bool((values[1:] != values[:-1]).any())
+    found = []
+    for channel, below in zip(processor.channels(trajectory), hidden):
+        if below and channel.component is not None and channel.field not in found:
+            index: tuple[Any, ...] = (..., *channel.component)
+            given = trajectory.fields[channel.field][index]  # (T, *grid), in float64 perhaps
+            if (given[1:] != given[:-1]).any():  # else it stands still, which float32 holds as well
+                found.append(channel.field)
+    return found

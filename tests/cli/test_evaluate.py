@@ -115,10 +115,26 @@ def test_options_that_make_no_sense_are_refused(run, evaluate, options, message,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tokens_that_cannot_be_are_a_line_beside_the_baselines(run, evaluate):
+def test_data_of_which_the_model_can_forecast_nothing_are_no_success(run, evaluate):
     result = run(*evaluate, "--tokens-per-axis", "0")
-    assert result.code == 0
+    assert result.code == 2
     assert "note: simulation: the model cannot forecast this" in result.out
+    assert "persistence" in result.out
+    assert result.err.splitlines()[-1] == (
+        "error: data: expected something that the model can forecast, found nothing; the notes say why"
+    )
+
+
+def test_a_field_name_that_no_data_have_is_told(run, evaluate):
+    result = run(*evaluate, "--steps", "1", "--field-name", "Pressure=density")
+    assert result.code == 0
+    assert "note: --field-name Pressure: no field that is scored has this name" in result.out
+
+
+def test_a_path_where_nothing_is_no_misspelt_scenario(refused, evaluate, tmp_path):
+    for data in (tmp_path / "gone.hdf5", "./gone", "gone.hdf5"):
+        given = [*evaluate[:4], str(data), *evaluate[5:]]
+        assert f"{data}: expected a file or a folder, found none; check the path" in refused(*given)
 
 
 def test_existing_results_are_kept_unless_they_may_be_overwritten(refused, run, evaluate, tmp_path):

@@ -25,7 +25,6 @@ import sys
 from pathlib import Path
 
 from accelerate import Accelerator
-from simulate import write
 
 from walrus_hf.training.__main__ import main
 
@@ -34,6 +33,8 @@ CONFIG = Path(__file__).parent / "configs" / "tiny.yaml"
 
 def tiny(arguments: list[str]) -> list[str]:
     """Settings of a short run on small waves, which are written once; those that are given win."""
+    from simulate import write  # beside this file
+
     with Accelerator().local_main_process_first():
         write("wave", "runs/simulated-tiny", {"train": 2, "valid": 1}, 0, {"grid": (24, 16), "frames": 12})
     settings = ["--config", str(CONFIG), "--sources", "runs/simulated-tiny/wave", "--max_steps", "4"]

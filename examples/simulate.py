@@ -65,10 +65,7 @@ def main() -> None:
 
 def write(name: str, folder: str, counts: dict, seed: int, parameters: dict) -> None:
     for split, trajectories in counts.items():
-        try:
-            write_simulations(name, folder, trajectories, seed, split, progress=True, **parameters)
-        except FileExistsError as error:
-            print(error)
+        write_simulations(name, folder, trajectories, seed, split, skip_existing=True, progress=True, **parameters)
 
 
 if __name__ == "__main__":

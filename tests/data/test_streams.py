@@ -368,6 +368,25 @@ def test_names_with_blanks_and_percent_signs_are_read_in_every_store(tmp_path):
         assert addresses(load_stream(source, epochs=1))[0][0] == "run 1.hdf5"
 
 
+def test_splits_that_would_be_mixed_are_refused(tmp_path):
+    folder = write_source(tmp_path / "flow", files=1)
+    write_source(folder, files=1, first_seed=9, split="valid")
+    for source in (folder / "data", (folder / "data").as_uri()):
+        with pytest.raises(
+            ValueError, match=r"expected a folder with data/train in it, .* found splits in it themselves"
+        ):
+            load_stream(source)
+    assert len(addresses(load_stream(folder / "data" / "train", epochs=1))) > 0  # one of them is what it is
+    with pytest.raises(ValueError, match="split: expected one of train, valid, test, found 'vaild'"):
+        load_stream(folder, split="vaild")
+
+
+def test_windows_at_another_distance_than_asked_for_are_warned_of(tmp_path):
+    folder = write_source(tmp_path / "flow", files=1, frames=12)
+    with pytest.warns(UserWarning, match="too short for 7 frames at distance 5; their windows are at distance 1"):
+        load_stream(folder, frames=7, stride_range=(5, 5))
+
+
 def test_a_file_that_is_none_of_simulations_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("notes")
     with pytest.raises(ValueError, match="found another file"):

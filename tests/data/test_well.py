@@ -171,6 +171,17 @@ def test_masks_over_several_axes_are_read_as_the_well_reads_them(tmp_path, kind,
     np.testing.assert_array_equal(theirs, expected)
 
 
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
+@pytest.mark.parametrize("other", ["open", "periodic"])
+def test_a_mask_over_a_whole_side_wins_over_one_that_shares_its_corners_whatever_their_names(tmp_path, names, other):
+    along_y, along_x = np.zeros((4, 6), dtype=bool), np.zeros((4, 6), dtype=bool)
+    along_y[:, [0, -1]] = along_x[[0, -1]] = True
+    masks = {names[0]: ("wall", ["x", "y"], along_y, False), names[1]: (other, ["x", "y"], along_x, False)}
+    path = write_by_hand(tmp_path / "a.hdf5", frames=5, boundaries=masks)
+    kind = {"open": 1, "periodic": 2}[other]
+    assert load_well(path).boundary_ids() == ((kind, kind), (0, 0))
+
+
 def test_a_side_without_a_mask_is_open(tmp_path):
     mask = np.array([True, False, False, False])
     path = write_by_hand(tmp_path / "a.hdf5", frames=5, boundaries={"low": ("WALL", ["x"], mask, False)})

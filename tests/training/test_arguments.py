@@ -43,12 +43,38 @@ def test_the_model_of_a_recipe_is_a_size_and_what_differs_from_it(tmp_path):
         ("sources: [a]\nown_forecasts: 2\n", r"own_forecasts: expected a share between 0 and 1, found 2"),
         ("sources: [a]\npush_to_hub: walrus\n", r"repository: expected ORG/NAME such as .*, found 'walrus'"),
         ("max_steps: 5\n", r"sources: expected at least one, found none"),
+        ("sources: [a]\ntokens: [8.5]\n", r"recipe.yaml: tokens: expected int, found 8.5"),
+        ("sources: [a]\nmax_steps: 2.5\n", r"recipe.yaml: max_steps: expected int, found 2.5"),
+        ("sources: [a]\nmodel:\n", r"recipe.yaml: model: expected dict, found None"),
+        ("sources: [a]\naugment: 1\n", r"recipe.yaml: augment: expected bool, found 1"),
+        ("sources: [a]\nlearning_rate: fast\n", r"recipe.yaml: learning_rate: expected float, found 'fast'"),
+        ("sources: [a]\nmax_grad_norm: -1\n", r"max_grad_norm: expected a norm above 0, found -1"),
+        ("sources: [a]\nblocks_in_memory: 0\n", r"blocks_in_memory: expected at least 1, found 0"),
+        ("sources: [a]\nseed: -1\n", r"seed: expected at least 0, found -1"),
     ],
 )  # fmt: skip
 def test_what_a_recipe_gets_wrong_is_named(tmp_path, text, message):
     with pytest.raises(ValueError, match=message) as error:
         parse_arguments(["--config", recipe(tmp_path, text)])
     assert "\n" not in str(error.value)
+
+
+def test_a_recipe_may_write_numbers_and_lists_as_people_do(tmp_path):
+    text = "sources: a\ntokens: 8\nlog_with: none\nlearning_rate: 3e-3\nmax_grad_norm: 1\nmax_seconds: null\n"
+    found = parse_arguments(["--config", recipe(tmp_path, text)])
+    assert (found.sources, found.tokens, found.log_with) == (["a"], [8], ["none"])
+    assert (found.learning_rate, found.max_grad_norm, found.max_seconds) == (0.003, 1.0, None)
+
+
+def test_the_model_can_be_given_on_the_command_line(tmp_path):
+    flag = ["--model", "{num_hidden_layers: 3, jitter: false}"]
+    assert parse_arguments(["--sources", "a", *flag]).model == {"num_hidden_layers": 3, "jitter": False}
+    assert parse_arguments(["--config", recipe(tmp_path, "sources: [a]\nmodel: {jitter: true}\n")]).model == {
+        "jitter": True
+    }
+    assert parse_arguments(["--config", recipe(tmp_path, "sources: [a]\nmodel: {jitter: true}\n"), *flag]).model == {
+        "num_hidden_layers": 3, "jitter": False,
+    }  # fmt: skip
 
 
 def test_an_unknown_flag_is_refused(capsys):

@@ -101,6 +101,15 @@ def test_after_going_back_the_new_timeline_is_the_latest_and_is_not_pruned(tmp_p
     assert names(tmp_path) == ["step-00000150", "step-00000300"]
 
 
+def test_only_what_a_killed_save_left_behind_is_removed(tmp_path):
+    accelerator, *_ = prepared()
+    for name in ("tmp-00000001", "tmp-pruned-step-00000001", "tmp-mine"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "tmp-notes.txt").write_text("mine")
+    save_checkpoint(accelerator, tmp_path, 2, {})
+    assert names(tmp_path) == ["step-00000002", "tmp-mine", "tmp-notes.txt"]
+
+
 def test_latest_is_nothing_yet_then_the_last_complete_one(tmp_path):
     assert resolve("latest", tmp_path / "never") is None
     accelerator, *_ = prepared()

@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -23,6 +24,7 @@ from safetensors.torch import load_file
 pytest.importorskip("accelerate")
 pytest.importorskip("datasets")
 
+from tests.data.wells import write_source
 from walrus_hf import WalrusPipeline, load_well
 from walrus_hf.data.reader import BatchReader
 from walrus_hf.hub import Upload
@@ -313,7 +315,7 @@ def test_trajectories_that_are_too_short_for_own_steps_are_refused_with_the_reas
             "with model {'drop_path_rate': 0.0}, found {'drop_path_rate': 0.3}",
         ),
         ({"frames": 3}, "expected a run with frames 3, found 4"),
-        ({"cache_bytes": 2**18}, r"\[\['plane', \d+, \d+, 5\],.* with cache_bytes in proportion to"),
+        ({"cache_bytes": 2**18}, r"\['plane', \d+, \d+, 5, .* with cache_bytes in proportion to"),
         ({"sources": []}, r"expected a run with sources \[\], found \[\['plane'"),
     ],
 )
@@ -331,6 +333,46 @@ def test_blocks_are_the_same_where_memory_grows_with_the_micro_batches_of_a_proc
     one, two = (loop.open_indexes(arguments, arguments.config()) for arguments in cut)
     assert [index.num_blocks for index in one] == [index.num_blocks for index in two]
     assert all(index.num_trajectories < index.num_blocks for index in one)
+
+
+@pytest.mark.parametrize("held", ["step-00000006", "metrics.jsonl"])
+def test_a_run_is_not_replaced_by_another_in_its_folder(folder, tmp_path, held):
+    source = folder / "straight" / held
+    (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / held)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(FileExistsError, match=f"expected an output folder without a run, found {held}; go on with it"):
+        loop.pretrain(settings(folder / "data", tmp_path, seed=6))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_checkpoint_of_other_data_of_the_same_size_is_refused(folder, tmp_path):
+    shutil.copytree(folder / "data", tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "plane")
+    write_source(tmp_path / "data" / "plane", files=2, trajectories=2, frames=12, grid=(16, 24))
+    given = settings(
+        tmp_path / "data", tmp_path / "out", resume_from_checkpoint=str(folder / "straight" / "step-00000003")
+    )
+    with pytest.raises(ValueError, match=r"\[16, 24\].*found \['plane', \d+, \d+, 5, \[8, 12\]"):
+        loop.pretrain(dataclasses.replace(given, cache_bytes=2**40))
+
+
+def test_what_cannot_be_read_of_a_validation_split_is_left_out_of_it(folder, tmp_path):
+    shutil.copytree(folder / "data", tmp_path / "data")
+    (file,) = (tmp_path / "data" / "plane" / "data" / "valid").iterdir()
+    with h5py.File(file, "r+") as content:
+        content["t0_fields/pressure"][:] = np.nan
+    with pytest.warns(UserWarning, match="plane: a blank batch of weight 0 instead of"):
+        loop.pretrain(settings(tmp_path / "data", tmp_path / "out", max_steps=1))
+    errors = read_metrics(tmp_path / "out")[-1]["validation"]
+    assert errors["plane"] == {"vrmse": None, "persistence": None}
+    assert errors["wide"]["vrmse"] > 0
+
+
+def test_a_volume_with_one_cell_along_an_axis_is_trained_on_as_a_plane(folder, tmp_path):
+    flat = write_source(tmp_path / "flat", files=1, trajectories=1, frames=12, grid=(8, 12, 1))
+    arguments = settings(folder / "data", tmp_path / "out", max_steps=1, sources=[str(flat)], mode="balanced")
+    loop.pretrain(arguments)
+    assert list(read_metrics(tmp_path / "out")[-1]["losses"]) == ["flat"]
 
 
 def test_memory_that_holds_no_blocks_of_a_source_is_warned_about(folder):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -173,6 +174,12 @@ class ScenarioIndex:
             raise ValueError(
                 f"source {self.name!r}: expected at least {self.frames} frames a trajectory, found {entry.frames} in "
                 f"{entry.path}; ask for fewer frames"
+            )
+        if fitting.min() < self.stride_range[0]:
+            warnings.warn(
+                f"source {self.name!r}: some trajectories are too short for {self.frames} frames at distance "
+                f"{self.stride_range[0]}; their windows are at distance {fitting.min()}, another time step",
+                stacklevel=3,
             )
         self._smallest = np.minimum(self.stride_range[0], fitting)
         windows = self._frames - self._smallest * (self.frames - 1)

@@ -64,10 +64,17 @@ def locate_source(
         ValueError: no such scenario or split, or data that need a conversion.
         OSError: a store that cannot be reached.
     """
+    if split is not None and split not in SPLITS:
+        raise ValueError(f"split: expected one of {', '.join(SPLITS)}, found {split!r}")
     location, splits = os.fspath(source), SPLITS if split is None else (split,)
     if base_path is None and (location.endswith(".json") or os.path.exists(location) or "://" in location):
         location = location.rstrip("/") or "/"
-        if location.endswith((*SUFFIXES, ".json")) or not _has_splits(location, storage_options):
+        if location.endswith((*SUFFIXES, ".json")) or not _has_splits(f"{location}/data", storage_options):
+            if split is not None and _has_splits(location, storage_options):
+                raise ValueError(
+                    f"{location}: expected a folder with data/{split} in it, or one without splits, found splits in it "
+                    "themselves; move them into a folder `data`, name the folder above that, or name one of them"
+                )
             return Location((Folder(location),))
         return Location(tuple(Folder(f"{location}/data/{name}") for name in splits), location)
     if base_path is None and (location.startswith((".", "~")) or "/" in location or location.endswith(SUFFIXES)):
@@ -88,7 +95,7 @@ def _has_splits(location: str, storage_options: dict | None) -> bool:
         return False
     for name in SPLITS:
         try:
-            if list_files(f"{location}/data/{name}", SUFFIXES, storage_options, recursive=True):
+            if list_files(f"{location}/{name}", SUFFIXES, storage_options, recursive=True):
                 return True
         except FileNotFoundError:
             pass

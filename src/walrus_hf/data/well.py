@@ -365,8 +365,13 @@ def _coordinates(file: Any, trajectory: int) -> dict[str, np.ndarray]:
 
 
 def boundary_conditions(file: Any, trajectory: int) -> dict[str, tuple[BoundaryCondition, BoundaryCondition]]:
-    """Kinds of the low and the high side, read as The Well reads its masks; a side that no mask covers is open."""
+    """Kinds of the low and the high side, read as The Well reads its masks; a side that no mask covers is open.
+
+    Where masks of several kinds reach a side, such as those over all axes that share a corner, one that covers the
+    whole side wins.
+    """
     axes, grid = axes_and_grid(file)
+    covered: set[tuple[str, int]] = set()
     sides = {axis: [BoundaryCondition.OPEN, BoundaryCondition.OPEN] for axis in axes}
     for name, group in file["boundary_conditions"].items():
         kind = BoundaryCondition.parse(text_of(_attribute(group, "bc_type")))
@@ -382,11 +387,14 @@ def boundary_conditions(file: Any, trajectory: int) -> dict[str, tuple[BoundaryC
         if mask.shape != shape:
             raise ValueError(f"boundary {name!r}: expected a mask of shape {shape}, found {mask.shape}")
         holds = _read(mask)[trajectory] if len(shape) > len(dims) else _read(mask)
-        whole = np.all if kind == BoundaryCondition.WALL else np.any
         for position, dim in enumerate(dims):
             for side, cell in enumerate((0, -1)):
-                if whole(holds.take(cell, axis=position)):
-                    sides[dim][side] = kind
+                cells = holds.take(cell, axis=position)
+                if cells.all():
+                    covered.add((dim, side))
+                elif kind == BoundaryCondition.WALL or not cells.any() or (dim, side) in covered:
+                    continue  # a wall is one only as a whole
+                sides[dim][side] = kind
     for axis, (low, high) in sides.items():
         check_sides(axis, low, high)
     return {axis: (low, high) for axis, (low, high) in sides.items()}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 import yaml
@@ -141,8 +143,11 @@ class PretrainingArguments:
             raise ValueError(f"own_forecasts: expected a share between 0 and 1, found {self.own_forecasts}")
         least = {
             "max_steps": 1, "gradient_accumulation_steps": 1, "batch_size": 1, "frames": 2, "own_steps": 1,
-            "save_steps": 1, "stride_min": 1, "keep_checkpoints": 1, "validation_batches": 1,
+            "save_steps": 1, "stride_min": 1, "keep_checkpoints": 1, "validation_batches": 1, "blocks_in_memory": 1,
+            "reader_error_limit": 0, "seed": 0, "cache_bytes": 0,
         }  # fmt: skip
+        if not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm: expected a norm above 0, found {self.max_grad_norm}")
         for name, bound in least.items():
             if vars(self)[name] < bound:
                 raise ValueError(f"{name}: expected at least {bound}, found {vars(self)[name]}")
@@ -203,7 +208,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> PretrainingArgume
         ValueError: unknown settings in the file, or values that make no sense.
         SystemExit: unknown flags, as argparse does it.
     """
-    parser = HfArgumentParser(PretrainingArguments)  # type: ignore[arg-type]
+    parser = HfArgumentParser(PretrainingArguments, conflict_handler="resolve")  # type: ignore[arg-type]
+    parser.add_argument(  # instead of one that could read no dictionary
+        "--model", type=yaml.safe_load, default={}, help="Settings of WalrusConfig on top of the size's, in YAML."
+    )
     parser.add_argument("--config", type=Path, help="YAML file with these settings.")
     given, _ = parser.parse_known_args(arguments)
     if given.config is not None:
@@ -226,4 +234,29 @@ def read_recipe(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not set(content) <= known:
         found = sorted(set(content) - known) if isinstance(content, dict) else content
         raise ValueError(f"{path}: expected settings among {', '.join(sorted(known))}, found {found}")
-    return content
+    kinds = get_type_hints(PretrainingArguments)
+    try:
+        return {name: _typed(name, value, kinds[name]) for name, value in content.items()}
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _typed(name: str, value: Any, kind: Any) -> Any:
+    """The value as a setting of that type; a single one where a list is expected is a list of one.
+
+    YAML takes 3e-3 for a text, and users a whole number for a real one.
+    """
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    if value is None and NoneType in kinds:
+        return None
+    for option in kinds:
+        if get_origin(option) is list:
+            return [_typed(name, item, get_args(option)[0]) for item in (value if isinstance(value, list) else [value])]
+        if option is float and type(value) in (int, float, str):
+            with contextlib.suppress(ValueError):
+                return float(value)
+        wanted = {dict: dict, Literal: str}.get(get_origin(option), option)
+        if type(value) is wanted:
+            return value
+    expected = " or ".join("nothing" if option is NoneType else getattr(option, "__name__", "text") for option in kinds)
+    raise ValueError(f"{name}: expected {expected}, found {value!r}")

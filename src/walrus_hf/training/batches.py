@@ -72,7 +72,8 @@ def open_index(
     processor = base if scenario is None else scenario_processor(base, scenario)
     zeros = () if scenario is None else scenario.zero_fields
     name = source_name(source, arguments.sources) if scenario is None else scenario.name
-    shape = micro_batch_shape(arguments.mode, len(manifest.files[0].axes) == 3, arguments.batch_size, arguments.frames)
+    is_volume = sum(n > 1 for n in manifest.files[0].grid) == 3
+    shape = micro_batch_shape(arguments.mode, is_volume, arguments.batch_size, arguments.frames)
     strides = (arguments.stride_min, arguments.stride_max)
     frames = shape.frames + extra_frames + 1
     try:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -28,10 +29,13 @@ from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
 
 from .optim import fill_state
+from .records import METRICS_FILE
 
 STATE_FILE = "training_state.json"
 AVERAGES = "averages"
 FORMAT = 2
+# What a save that was killed leaves behind.
+TEMPORARY = re.compile(r"tmp-\d+|tmp-(replaced|pruned)-step-\d+")
 
 
 def save_checkpoint(
@@ -69,7 +73,8 @@ def save_checkpoint(
     temporary = folder / f"tmp-{name}"
     if accelerator.is_main_process:
         for leftover in folder.glob("tmp-*"):
-            shutil.rmtree(leftover)
+            if leftover.is_dir() and TEMPORARY.fullmatch(leftover.name):  # others are somebody's own
+                shutil.rmtree(leftover)
         temporary.mkdir(parents=True)
     accelerator.wait_for_everyone()
     if not temporary.is_dir():
@@ -87,6 +92,17 @@ def save_checkpoint(
         _prune(folder, keep)
     accelerator.wait_for_everyone()
     return final
+
+
+def refuse_other_run(folder: Path) -> None:
+    """`FileExistsError` where a run is at home that a new one would replace."""
+    steps, metrics = _step_folders(folder), folder / METRICS_FILE
+    if steps or (metrics.is_file() and metrics.stat().st_size):
+        found = steps[-1].name if steps else metrics.name
+        raise FileExistsError(
+            f"{folder}: expected an output folder without a run, found {found}; go on with it "
+            "(resume_from_checkpoint: latest), or give another output_dir"
+        )
 
 
 def load_checkpoint(

@@ -32,7 +32,7 @@ from ..data.index import ScenarioIndex
 from ..data.reader import BatchReader
 from .arguments import PretrainingArguments
 from .batches import PlannedReader, open_indexes, open_validation, planned_batches
-from .checkpoints import load_checkpoint, resolve, save_checkpoint
+from .checkpoints import load_checkpoint, refuse_other_run, resolve, save_checkpoint
 from .costs import CostTable, Geometry, Key, Shape, micro_batch_cost
 from .guards import GradientGuard, ReaderErrors, SpikeWatch, StopSignal, full_value
 from .objective import TrainingModel
@@ -119,7 +119,11 @@ class Run:
         return json.loads(json.dumps({
             **{name: vars(given)[name] for name in KEPT}, "processor": self.processor.to_dict(),
             "model": {name: value for name, value in self.config.to_dict().items() if name in settings},
-            "sources": [(index.name, index.num_windows, index.num_blocks, index.frames) for index in self.indexes],
+            "sources": [
+                (index.name, index.num_windows, index.num_blocks, index.frames, index.template.grid,
+                 index.template.boundary_ids(), [channel.name for channel in index.channels])
+                for index in self.indexes
+            ],
             "slots": self.topology.groups * given.gradient_accumulation_steps, "members": self.topology.members,
         }))  # fmt: skip
 
@@ -173,11 +177,10 @@ def _other_run(name: str, expected: Any, found: Any) -> str:
         differing = [key for key in expected | found if expected.get(key) != found.get(key)]
         expected, found = ({key: side.get(key) for key in differing} for side in (expected, found))
     if name == "sources" and [source[0] for source in expected] == [source[0] for source in found]:
-        pairs = [(one, other) for one, other in zip(expected, found) if one != other]
-        expected, found = ([pair[i] for pair in pairs] for i in range(2))
+        expected, found = next((one, other) for one, other in zip(expected, found) if one != other)
         return (
-            f"expected sources with windows, blocks and frames {expected}, found {found}; resume on the same data, "
-            "with cache_bytes in proportion to gradient_accumulation_steps, from which blocks follow"
+            f"expected a source with windows, blocks, frames, grid, sides and channels {expected}, found {found}; "
+            "resume on the same data, with cache_bytes in proportion to gradient_accumulation_steps (blocks follow)"
         )
     return (
         f"expected a run with {name} {expected}, found {found}; resume with the same settings (slots are groups times "
@@ -193,9 +196,12 @@ def pretrain(arguments: PretrainingArguments) -> Path:
 
     Raises:
         ValueError: settings that contradict each other, the launch or the checkpoint; unusable sources.
+        FileExistsError: the output folder holds a run, and it is not asked to go on with one.
         FileNotFoundError, OSError: sources or checkpoints that cannot be read.
         TrainingDiverged, TooManyReaderErrors: see guards.py.
     """
+    if arguments.resume_from_checkpoint is None:
+        refuse_other_run(Path(arguments.output_dir))
     accelerator = make_accelerator(arguments)
     check_strategy(accelerator, Topology.from_accelerator(accelerator), arguments.strategy)
     with StopSignal(accelerator) as stop, tracked(accelerator, arguments), from_scratch():

@@ -11,12 +11,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ..data.collator import collate
 from ..data.index import ScenarioIndex
 from ..data.reader import BatchReader
 from ..jitter import make_plan
 from ..metrics import vrmse
 from ..modeling_walrus import WalrusForPrediction
+from .batches import PlannedReader
 from .optim import reshard
 
 # Of height, width and depth in (B, C, H, W, D).
@@ -39,7 +39,7 @@ class Validation:
         self, indexes: Sequence[ScenarioIndex], batch_sizes: Sequence[int], batches: int, cache_bytes: int
     ) -> None:
         self.indexes, self.batches = list(indexes), batches
-        self.reader = BatchReader(self.indexes, cache_bytes)
+        self.read = PlannedReader(BatchReader(self.indexes, cache_bytes), batch_sizes)
         self.windows = []
         for index, size in zip(self.indexes, batch_sizes, strict=True):
             spread = np.linspace(0, index.num_windows - 1, batches * size).round().astype(np.int64)
@@ -55,7 +55,8 @@ class Validation:
             model: prepared; `model(plan=..., **inputs)` returns the last forecast `(B, C, H, W, D)` as its third value.
 
         Returns:
-            source -> `{"vrmse": the model's, "persistence": that of the last frame}`.
+            source -> `{"vrmse": the model's, "persistence": that of the last frame}`, over what could be read; NaN
+            where nothing could.
         """
         training = model.training
         model.eval()
@@ -71,19 +72,21 @@ class Validation:
         finally:
             model.train(training)
             reshard(model)
+        means = (sums[:, :2] / sums[:, 2:]).tolist()
         return {
-            index.name: {"vrmse": error / count, "persistence": still / count}
-            for index, (error, still, count) in zip(self.indexes, sums.tolist())
+            index.name: {"vrmse": error, "persistence": still} for index, (error, still) in zip(self.indexes, means)
         }
 
     @torch.no_grad()
     def _errors(self, accelerator: Accelerator, model: nn.Module, number: int, batch: int) -> Tensor:
-        inputs = collate(self.reader.read({"source": number, "windows": self.windows[number][batch]}))
+        read = self.read({"source": number, "windows": self.windows[number][batch]})
+        inputs = read["inputs"]
         generator = torch.Generator().manual_seed(SEED + batch)
         bare: Any = accelerator.unwrap_model(model)
         with accelerator.autocast():
             _, _, forecast = model(**prepare_inputs(inputs, bare.model, accelerator.device, generator))
-        return error_sums(forecast, inputs)
+        # What could not be read is forecast for company alone, and counts for nothing.
+        return error_sums(forecast, inputs) if read["weight"] else torch.zeros(3, dtype=torch.float64)
 
 
 def error_sums(forecast: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:

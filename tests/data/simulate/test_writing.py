@@ -116,6 +116,10 @@ def test_files_that_are_there_stay_and_nothing_is_simulated_unless_overwriting(t
         write_simulations("noise", tmp_path, trajectories=2, trajectories_per_file=1, seed=1)
     assert seeds == []
     assert last.read_bytes() == before
+    write_simulations("noise", tmp_path, trajectories=2, trajectories_per_file=1, seed=1, skip_existing=True)
+    assert len(seeds) == 1
+    assert (tmp_path / "noise" / "data" / "train" / "noise_0.hdf5").is_file()
+    assert last.read_bytes() == before
     write_simulations("noise", tmp_path, trajectories=2, trajectories_per_file=1, seed=1, overwrite=True)
     assert last.read_bytes() != before
 

@@ -57,6 +57,7 @@ def write_simulations(
     split: str = "train",
     trajectories_per_file: int = 8,
     overwrite: bool = False,
+    skip_existing: bool = False,
     progress: bool = False,
     **parameters: Any,
 ) -> list[Path]:
@@ -73,6 +74,7 @@ def write_simulations(
         split: `train`, `valid` or `test`.
         trajectories_per_file: the last file has fewer where the numbers do not divide.
         overwrite: replace files that are there.
+        skip_existing: leave them as they are, and write the others: what a stop interrupted goes on.
         progress: show a bar on stderr.
         **parameters: of the simulation, such as `grid` and `frames`.
 
@@ -82,7 +84,7 @@ def write_simulations(
     Raises:
         ValueError: no such simulation or split, unusable numbers, or a solution that diverged.
         TypeError: a parameter that the simulation does not have.
-        FileExistsError: one of the files is there and `overwrite` is False; then nothing is simulated.
+        FileExistsError: one of the files is there and neither is asked for; then nothing is simulated.
         ImportError: the simulation needs the extra `sim` and it is not installed.
         OSError: a file cannot be written. Files before it are complete.
     """
@@ -99,12 +101,17 @@ def write_simulations(
         folder / f"{name}_{i}.hdf5": range(first, min(first + trajectories_per_file, trajectories))
         for i, first in enumerate(range(0, trajectories, trajectories_per_file))
     }
-    for file in files:
-        if file.exists() and not overwrite:
-            raise FileExistsError(f"{file}: expected no file, found one; pass overwrite=True to replace it")
+    there = [file for file in files if file.exists() and not overwrite]
+    if there and not skip_existing:
+        raise FileExistsError(
+            f"{there[0]}: expected no file, found one; pass overwrite=True to replace it, skip_existing=True to keep it"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with tqdm(total=trajectories, desc=f"{name} {split}", disable=not progress) as bar:
         for file, numbers in files.items():
+            if file in there:
+                bar.update(len(numbers))
+                continue
             batch = []
             for number in numbers:
                 # The Well wants one name in a folder, whatever regime a simulation puts into its own.

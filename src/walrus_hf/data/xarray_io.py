@@ -126,10 +126,11 @@ def _import_xarray() -> Any:
 
 def _axes(dataset: Any) -> tuple[str, ...]:
     for variable in dataset.data_vars.values():
-        if TIME in variable.dims:
-            return tuple(str(dim) for dim in variable.dims if dim not in NO_AXES)
+        axes = tuple(str(dim) for dim in variable.dims if dim not in NO_AXES)
+        if TIME in variable.dims and axes:
+            return axes
     raise ValueError(
-        f"expected a data variable with the dimension {TIME!r}, found the dimensions {sorted(map(str, dataset.dims))}; "
+        f"expected a data variable with the dimension {TIME!r} and one for each axis, found the dimensions {sorted(map(str, dataset.dims))}; "
         f"rename the dimension of time to {TIME!r}"
     )
 
@@ -166,7 +167,14 @@ def _check_members(name: str, variable: Any, dataset: Any) -> None:
 
 def _time_and_step(dataset: Any) -> tuple[float, float]:
     stated = dataset.attrs.get("dt")
-    stated = None if stated is None else float(stated)
+    try:
+        stated = None if stated is None else float(stated)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"attribute 'dt': expected a number, found {stated!r}; its units are those of {TIME!r}"
+        ) from None
+    if not dataset.sizes[TIME]:
+        raise ValueError(f"dimension {TIME!r}: expected at least one frame, found none")
     if TIME not in dataset.coords:
         return 0.0, 1.0 if stated is None else stated
     times = dataset[TIME].values

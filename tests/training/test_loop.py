@@ -375,6 +375,13 @@ def test_a_volume_with_one_cell_along_an_axis_is_trained_on_as_a_plane(folder, t
     assert list(read_metrics(tmp_path / "out")[-1]["losses"]) == ["flat"]
 
 
+def test_a_grid_that_is_too_small_is_named_with_its_source(folder, tmp_path):
+    small = write_source(tmp_path / "small", files=1, trajectories=1, frames=12, grid=(4, 12))
+    sources = [str(folder / "data" / "plane"), str(small)]
+    with pytest.raises(ValueError, match="source 'small': expected at least 8 cells on an axis"):
+        loop.pretrain(settings(folder / "data", tmp_path / "out", sources=sources))
+
+
 def test_memory_that_holds_no_blocks_of_a_source_is_warned_about(folder):
     arguments = settings(folder / "data", folder, cache_bytes=2**14)
     with pytest.warns(UserWarning, match=r"cache_bytes=16384: memory holds no blocks of \d of \d sources"):

@@ -130,7 +130,8 @@ def _axes(dataset: Any) -> tuple[str, ...]:
         if TIME in variable.dims and axes:
             return axes
     raise ValueError(
-        f"expected a data variable with the dimension {TIME!r} and one for each axis, found the dimensions {sorted(map(str, dataset.dims))}; "
+        f"expected a data variable with the dimension {TIME!r} and one for each axis, found the dimensions "
+        f"{sorted(map(str, dataset.dims))}; "
         f"rename the dimension of time to {TIME!r}"
     )
 

@@ -99,11 +99,14 @@ class Run:
         return micro_batch_shape(given.mode, Geometry.of_index(index).is_volume, given.batch_size, given.frames)
 
     def _predicted(self) -> dict[Key, float]:
-        members = self.topology.members
-        return {
-            source.key: micro_batch_cost(Geometry.of_index(index), source.shape, self.config, members=members)
-            for source, index in zip(self.sources, self.indexes)
-        }
+        members, found = self.topology.members, {}
+        for source, index in zip(self.sources, self.indexes):
+            try:
+                cost = micro_batch_cost(Geometry.of_index(index), source.shape, self.config, members=members)
+            except ValueError as error:  # a grid that cannot be tokenized
+                raise ValueError(f"source {source.name!r}: {error}") from error
+            found[source.key] = cost
+        return found
 
     def plan(self) -> WorkPlan:
         """On this run's table, so after `resume`."""

@@ -15,6 +15,7 @@ from accelerate import DistributedType
 from walrus_hf import Trajectory, WalrusPipeline, save_well
 from walrus_hf.data.statistics import RunningStatistics, write_stats
 from walrus_hf.finetuning import fit
+from walrus_hf.finetuning_results import read_results
 
 from .cli.conftest import simulation
 from .finetuning_runs import NAMES, QUICK, RUNS, decaying, write_base
@@ -293,12 +294,78 @@ def test_processes_that_share_a_model_or_do_not_know_of_each_other_are_refused(
         fit(folder, RUNS, **QUICK)
 
 
+def contents(folder) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
 def test_an_output_folder_with_something_in_it_is_kept(folder, tmp_path):
-    (tmp_path / "mine.txt").write_text("mine")
-    for settings in ({}, {"overwrite": True}):
-        with pytest.raises(FileExistsError, match="found"):
+    (tmp_path / "README.md").write_text("mine")
+    for settings, expected in (({}, "empty folder"), ({"overwrite": True}, "empty"), ({"resume": True}, "interrupted")):
+        with pytest.raises(FileExistsError, match=f"expected an {expected}.*, found other files; choose another one$"):
             fit(folder, RUNS, tmp_path, **settings, **QUICK)
-    assert (tmp_path / "mine.txt").read_text() == "mine"
+    assert contents(tmp_path) == {"README.md": b"mine"}
+
+
+@pytest.mark.parametrize("settings", [{"resume": True}, {"overwrite": True}])
+def test_the_folder_of_the_base_is_no_place_for_the_result(folder, tmp_path, settings):
+    base = tmp_path / "base"
+    shutil.copytree(folder, base)
+    (base / "checkpoints").mkdir()
+    before = contents(base)
+    for model in (base, WalrusPipeline.from_pretrained(base)):
+        with pytest.raises(ValueError, match="expected another folder than the model's own, which is never changed"):
+            fit(model, RUNS, base, method="full", **settings, **QUICK)
+    assert contents(base) == before
+    assert (base / "checkpoints").is_dir()
+
+
+def test_a_former_run_stays_until_another_one_can_replace_it(folder, tmp_path):
+    out = tmp_path / "out"
+    fit(folder, RUNS, out, **QUICK)
+    (out / "checkpoints").mkdir()
+    (out / "checkpoints" / "kept").write_text("of a run that was interrupted")
+    before = contents(out)
+    spoilt = [decaying(seed) for seed in range(4)]
+    spoilt[-1].fields["pressure"][0, 0, 0] = np.nan  # where the forecasts before the first step begin
+    for data, changes in (
+        (tmp_path / "gone.hdf5", {}),
+        (RUNS, {"preset": "nose"}),
+        (RUNS, {"normalization": "gone.yaml"}),
+        (RUNS, {"frames": 30}),
+        (spoilt, {}),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError)):
+            fit(folder, data, out, overwrite=True, **{**QUICK, **changes})
+        assert contents(out) == before
+    fit(folder, RUNS, out, overwrite=True, **{**QUICK, "max_steps": 1})
+    assert results(out)["steps"] == 1
+    assert not (out / "checkpoints").exists()
+
+
+def test_a_run_that_replaces_another_goes_on_after_a_stop_and_leaves_the_old_result_until_then(
+    folder, tmp_path, monkeypatch
+):
+    from walrus_hf import finetuning_loop
+
+    settings = {**QUICK, "max_steps": 3, "save_steps": 1}
+    out, step = tmp_path / "out", finetuning_loop.Tuning._step
+    old = fit(folder, RUNS, out, **QUICK)
+
+    def interrupted(self, number):
+        row = step(self, number)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return row
+
+    monkeypatch.setattr(finetuning_loop.Tuning, "_step", interrupted)
+    fit(folder, RUNS, out, overwrite=True, **settings)
+    monkeypatch.setattr(finetuning_loop.Tuning, "_step", step)
+    assert read_results(out) is None, "the run has not finished"
+    np.testing.assert_array_equal(forecast(WalrusPipeline.from_pretrained(out)), forecast(old))
+    with pytest.raises(FileExistsError, match=r"found an interrupted run; .*--overwrite\), or go on with resume=True"):
+        fit(folder, RUNS, out, **settings)
+    rest = fit(folder, RUNS, out, resume=True, **settings)
+    assert read_results(out)["steps"] == 3
+    np.testing.assert_array_equal(forecast(WalrusPipeline.from_pretrained(out)), forecast(rest))
 
 
 def test_a_base_that_was_loaded_from_nowhere_cannot_be_named_by_an_adapter(tmp_path):

@@ -76,17 +76,16 @@ def fit(
     Raises:
         ValueError: settings or data that cannot be used; fields that the model does not know, with near ones; a NaN,
             with file and place.
-        FileExistsError: the output folder holds something, and neither `resume` nor `overwrite` was given.
+        FileExistsError: the output folder holds something else than a run that `resume` or `overwrite` is for.
     """
     given = FinetuningArguments(**settings)
     _require_bitsandbytes(given)
     folder = None if output_dir is None else Path(output_dir)
     accelerator = Accelerator(step_scheduler_with_optimizer=False)
-    _make_room(accelerator, folder, given)
+    has_old = _check_start(accelerator, folder, given)
     pipe, base_name = _own_copy(model, given, accelerator.device)
-    if folder is not None and given.method == "lora" and not base_name:
-        raise ValueError("output_dir: an adapter names its base, but this model was not loaded from anywhere; save it "
-                         "with save_pretrained and load it, or give its folder as `model`")  # fmt: skip
+    if folder is not None:
+        _check_base(folder, base_name, given)
     data_parts = _open_parts(pipe.processor, data, validation, given)
     base = fingerprint(pipe.model)
     model_to_train, record = _prepare_model(pipe, data_parts, base_name, base, given)
@@ -95,6 +94,8 @@ def fit(
     result = WalrusPipeline(model_to_train, data_parts.processor, record)
     if not (given.resume and tuning.resume()):
         tuning.progress.notes["before"] = rollout.errors(accelerator, result)
+        if has_old and folder is not None:
+            _make_room(accelerator, folder)
     progress = tuning.run()
     if not progress.stopped:
         progress.notes["after"] = rollout.errors(accelerator, result)
@@ -111,8 +112,12 @@ def _digest(found: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
-def _make_room(accelerator: Accelerator, folder: Path | None, given: FinetuningArguments) -> None:
-    """Every process checks how it was launched and the output folder, before one of them changes anything in it."""
+def _check_start(accelerator: Accelerator, folder: Path | None, given: FinetuningArguments) -> bool:
+    """Every process checks how it was launched and the output folder, before one of them changes anything in it.
+
+    Returns:
+        Whether a former run has to make room.
+    """
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise ValueError(
             f"fit: expected processes that hold the whole model each, found {accelerator.distributed_type.value}; "
@@ -121,7 +126,25 @@ def _make_room(accelerator: Accelerator, folder: Path | None, given: FinetuningA
     check_processes(accelerator)
     has_old = check_folder(folder, given)
     accelerator.wait_for_everyone()
-    if has_old and folder is not None and accelerator.is_main_process:
+    return has_old
+
+
+def _check_base(folder: Path, base_name: str, given: FinetuningArguments) -> None:
+    """An output folder must leave its base alone, and an adapter needs one that can be found again."""
+    base = Path(locate(base_name)) if base_name else None
+    if base is not None and base.is_dir() and folder.is_dir() and folder.samefile(base):
+        raise ValueError(
+            f"{folder}: expected another folder than the model's own, which is never changed, found that one; choose "
+            "another output_dir (--output)"
+        )
+    if given.method == "lora" and base is None:
+        raise ValueError("output_dir: an adapter names its base, but this model was not loaded from anywhere; save it "
+                         "with save_pretrained and load it, or give its folder as `model`")  # fmt: skip
+
+
+def _make_room(accelerator: Accelerator, folder: Path) -> None:
+    """Not before settings, model and data have shown that they can be used: a typo must not cost a former run."""
+    if accelerator.is_main_process:
         clear_folder(folder)
     accelerator.wait_for_everyone()
 

@@ -44,7 +44,7 @@ class FinetuningArguments:
         rollout_steps: lead times of the forecasts before and after.
         seed: everything that is drawn follows from it.
         resume: go on from the last checkpoint in the output folder, if there is one.
-        overwrite: replace what a former run left in the output folder.
+        overwrite: replace what a former run left in the output folder; its result stays until there is a new one.
     """
 
     method: str = "lora"

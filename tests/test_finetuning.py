@@ -342,6 +342,18 @@ def test_a_former_run_stays_until_another_one_can_replace_it(folder, tmp_path):
     assert not (out / "checkpoints").exists()
 
 
+@pytest.mark.parametrize(("first", "second"), [("lora", "full"), ("full", "lora")])
+def test_of_a_result_that_was_replaced_nothing_is_loaded_any_more(folder, tmp_path, first, second):
+    out = tmp_path / "out"
+    fit(folder, RUNS, out, method=first, **QUICK)
+    (out / "model-00001-of-00002.safetensors").write_text("a shard of former weights")
+    (out / "notes.txt").write_text("mine")
+    tuned = fit(folder, RUNS, out, method=second, overwrite=True, **QUICK)
+    np.testing.assert_array_equal(forecast(WalrusPipeline.from_pretrained(out)), forecast(tuned))
+    fit(folder, RUNS, tmp_path / "new", method=second, **QUICK)
+    assert {*contents(out)} - {*contents(tmp_path / "new")} == {"notes.txt"}
+
+
 def test_a_run_that_replaces_another_goes_on_after_a_stop_and_leaves_the_old_result_until_then(
     folder, tmp_path, monkeypatch
 ):

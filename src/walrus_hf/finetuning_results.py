@@ -18,6 +18,7 @@ from accelerate.utils import gather_object
 from .finetuning_arguments import FinetuningArguments
 from .finetuning_data import Windows
 from .finetuning_loop import Progress
+from .hub import STATE
 from .metrics import persistence, score
 from .model_card import finetuned_card
 from .pipeline_walrus import WalrusPipeline, every_frame
@@ -122,15 +123,22 @@ def write_results(
     }  # fmt: skip
     (aside / "README.md").write_text(finetuned_card(results), encoding="utf-8")
     _draw(aside, result, results["rollout_vrmse"], rollout)
-    (folder / RESULTS).unlink(missing_ok=True)
-    for path in sorted(aside.iterdir()):
-        os.replace(path, folder / path.name)
-    aside.rmdir()
+    _replace_state(folder, aside)
     metrics = folder / CHECKPOINTS / "metrics.jsonl"
     if metrics.is_file():
         os.replace(metrics, folder / "metrics.jsonl")
     write_text(folder / RESULTS, json.dumps(results, indent=1) + "\n")
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+
+
+def _replace_state(folder: Path, aside: Path) -> None:
+    """Move a result in, after whatever a model is loaded from has gone: an old adapter would win over new weights."""
+    for old in folder.iterdir():
+        if STATE.fullmatch(old.name):
+            old.unlink()
+    for new in sorted(aside.iterdir()):
+        os.replace(new, folder / new.name)
+    aside.rmdir()
 
 
 def read_results(folder: Path) -> dict[str, Any] | None:

@@ -257,6 +257,12 @@ REFUSED = {
     "too many frames": ({"frames": 12}, "expected at least 13 frames for 12 input frames 1 apart"),
     "four bits of all weights": ({"quantization": "4bit", "method": "full"}, "quantization: expected method 'lora'"),
     "a new field that is not there": ({"new_fields": {"soot": None}}, r"new_fields: expected fields of the data"),
+    "a misspelt name": (
+        {"field_names": {"presure": "C"}},
+        r"field_names: expected fields of the data \(pressure, velocity\), perhaps 'pressure', found 'presure'",
+    ),
+    "a misspelt logarithm": ({"log_fields": ["presure"]}, "log_fields: expected .*perhaps 'pressure', found 'presure'"),
+    "letters": ({"log_fields": "pressure"}, r"log_fields: expected a list of names such as \['pressure'\], found"),
     "a like that is not known": ({"new_fields": {"pressure": "x"}, "field_names": {"pressure": "p"}}, "like: expected"),
 }
 

@@ -85,6 +85,10 @@ class FinetuningArguments:
         for name, known in choices.items():
             if vars(self)[name] not in known:
                 raise ValueError(f"{name}: expected one of {', '.join(map(str, known))}, found {vars(self)[name]!r}")
+        if isinstance(self.log_fields, str):
+            raise ValueError(
+                f"log_fields: expected a list of names such as [{self.log_fields!r}], found {self.log_fields!r}"
+            )
         least = {
             "rank": 1, "max_steps": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "frames": 2,
             "frame_stride": 1, "validation_steps": 1, "validation_batches": 1, "patience": 1, "save_steps": 1,

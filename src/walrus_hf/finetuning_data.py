@@ -6,7 +6,7 @@ import abc
 import dataclasses
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +237,13 @@ def split_windows(windows: Windows) -> tuple[np.ndarray, np.ndarray]:
 def named_processor(
     processor: WalrusProcessor, opened: Opened, field_names: Mapping[str, str], log_fields: Sequence[str]
 ) -> WalrusProcessor:
-    """A processor with the names and logarithms of a source."""
+    """A processor with the names and logarithms of a source.
+
+    Raises:
+        ValueError: fields that the data do not have.
+    """
+    _check_own_names("field_names", field_names, opened.template)
+    _check_own_names("log_fields", log_fields, opened.template)
     named = processor if opened.scenario is None else scenario_processor(processor, opened.scenario)
     named.field_names = {**named.field_names, **field_names}
     named.log_fields = list(dict.fromkeys([*named.log_fields, *log_fields]))
@@ -255,11 +261,9 @@ def vocabulary_names(
     Raises:
         ValueError: fields that the data do not have.
     """
+    _check_own_names("new_fields", new_fields, template)
     names: dict[str, str | None] = {}
     for field, like in new_fields.items():
-        if field not in template.fields and field not in template.constant_fields:
-            given = ", ".join([*template.fields, *template.constant_fields])
-            raise ValueError(f"new_fields: expected fields of the data ({given}), found {field!r}")
         name, rank = processor.field_names.get(field, field), template.rank(field)
         for parts in itertools.product("xyz", repeat=rank):
             suffix = f"_{''.join(parts)}" if rank else ""
@@ -340,6 +344,16 @@ def scales_of(stats: Mapping[str, Mapping[str, Any]], eps: float) -> dict[str, d
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     """A permutation of `count` windows."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch)).numpy()
+
+
+def _check_own_names(setting: str, names: Iterable[str], template: Trajectory) -> None:
+    """A name that the data do not have would be passed over in silence."""
+    own = [*template.fields, *template.constant_fields]
+    for name in names:
+        if name not in own:
+            near = near_names(name, own)
+            hint = f", perhaps {' or '.join(map(repr, near))}" if near else ""
+            raise ValueError(f"{setting}: expected fields of the data ({', '.join(own)}){hint}, found {name!r}")
 
 
 def _as_named(processor: WalrusProcessor, field: str) -> str:

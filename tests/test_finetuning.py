@@ -210,6 +210,26 @@ def test_scales_come_from_a_stats_file_too(folder, tmp_path):
         fit(folder, RUNS, normalization="gone.yaml", **QUICK)
 
 
+@pytest.mark.parametrize("from_base", [False, True])
+def test_a_stats_file_is_refused_where_the_model_reads_logarithms(folder, tmp_path, from_base):
+    runs = [Trajectory({"C": np.exp(run.fields["pressure"])}, run.boundary_conditions) for run in RUNS]
+    statistics = RunningStatistics(2)
+    statistics.add_trajectory_part(runs[0].fields)
+    settings = {**QUICK, "normalization": str(write_stats(statistics.as_stats(), tmp_path / "stats.yaml"))}
+    base = WalrusPipeline.from_pretrained(folder)
+    if from_base:
+        base.processor.log_fields = ["C"]
+    else:
+        settings["log_fields"] = ["C"]
+    with pytest.raises(
+        ValueError, match=r"reads the logarithm of C \(log_fields\); take 'global', which measures that"
+    ):
+        fit(base, runs, **settings)
+    scales = fit(base, runs, **{**settings, "normalization": "global"}).processor.global_scales
+    logs = np.stack([np.log10(run.fields["C"]) for run in runs[:3]])
+    assert scales["rms"]["C"] == pytest.approx(np.sqrt((logs**2).mean()), rel=1e-5)
+
+
 def test_two_frames_a_stride_and_obstacles_work_in_training_and_in_forecasts(folder):
     mask = np.zeros((16, 24), dtype=bool)
     mask[4:8, 6:12] = True

@@ -1,12 +1,14 @@
 """Simulations of every format give the same windows, and the parts for training and validation share no frame."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 import yaml
 
 from walrus_hf import Trajectory, WalrusProcessor, save_well
-from walrus_hf.finetuning_data import epoch_order, has_split, open_data, split_windows
+from walrus_hf.finetuning_data import epoch_order, global_scales, has_split, open_data, split_windows
 
 from .cli.conftest import simulation
 from .data.wells import write_source
@@ -91,6 +93,26 @@ def test_every_window_comes_once_an_epoch_in_an_order_of_its_own():
     assert all(sorted(order.tolist()) == list(range(20)) for order in orders)
     assert len({tuple(order.tolist()) for order in orders}) == 3
     assert epoch_order(0, 1, 20).tolist() == orders[1].tolist()
+
+
+@pytest.mark.parametrize("inside", [1.0, 1000.0])
+@pytest.mark.parametrize("log_fields", [[], ["pressure"]])
+def test_global_scales_are_those_of_what_the_model_reads_with_zeros_inside_obstacles(inside, log_fields):
+    mask = np.zeros((16, 24), dtype=bool)
+    mask[4:8, 6:10] = True
+    run = simulation(frames=9, grid=(16, 24))
+    run.fields["pressure"] = np.exp(run.fields["pressure"])
+    for values in run.fields.values():
+        values[:, mask] = inside * np.arange(1, 10).reshape(-1, *[1] * (values.ndim - 2))
+    run = dataclasses.replace(run, obstacle_mask=mask)
+    processor = WalrusProcessor(log_fields=log_fields)
+    windows = open_data(run).windows(3, 2, processor)
+    found = global_scales(windows, np.arange(len(windows.rows)), 1e-8)
+    read = processor(run)["field_values"][0, :, :, ..., 0].double().numpy()  # (T, pressure and 3 of velocity, H, W)
+    expected = {"rms": read, "rms_delta": read[2:] - read[:-2]}
+    for kind, values in expected.items():
+        rms = np.sqrt((values**2).mean((0, 2, 3)))
+        np.testing.assert_allclose([found[kind]["pressure"], *found[kind]["velocity"]], rms[:3], rtol=1e-5)
 
 
 DAMAGE = {

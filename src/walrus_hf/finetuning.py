@@ -240,6 +240,7 @@ def _open_parts(
         held = opened if validation is None else open_data(validation, "valid")
     own = held is not opened
     processor = named_processor(processor, opened, given.field_names, given.log_fields)
+    _check_stats_file(processor, opened, given)
     names = vocabulary_names(given.new_fields, opened.template, processor)
     old = processor.field2id
     processor.field2id = {**old, **{name: len(old) + i for i, name in enumerate(names)}}
@@ -344,6 +345,13 @@ def _optimizer(model: nn.Module, given: FinetuningArguments) -> torch.optim.Opti
 def _scales(windows: Windows, trained: np.ndarray, given: FinetuningArguments, eps: float) -> dict[str, Any]:
     if given.normalization == "global":
         return global_scales(windows, trained, eps)
+    return scales_of(read_stats(given.normalization), eps)
+
+
+def _check_stats_file(processor: WalrusProcessor, opened: Opened, given: FinetuningArguments) -> None:
+    """Refuse a stats.yaml that is not there, or holds the scales of something else than what the model reads."""
+    if given.normalization in ("sample", "global"):
+        return
     path = Path(given.normalization)
     if not path.is_file():
         raise ValueError(
@@ -354,4 +362,11 @@ def _scales(windows: Windows, trained: np.ndarray, given: FinetuningArguments, e
             f"normalization: {path} holds changes from frame to frame, but frame_stride is {given.frame_stride}; take "
             "'global', which measures them at that distance"
         )
-    return scales_of(read_stats(path), eps)
+    # Of a published scenario `walrus-hf data stats` takes the logarithms itself.
+    known = () if opened.scenario is None else opened.scenario.log_fields
+    logs = [name for name in processor.log_fields if name in opened.template.fields and name not in known]
+    if logs:
+        raise ValueError(
+            f"normalization: {path} holds scales of values as they are, but the model reads the logarithm of "
+            f"{', '.join(logs)} (log_fields); take 'global', which measures that"
+        )

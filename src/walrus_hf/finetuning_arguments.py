@@ -30,7 +30,7 @@ class FinetuningArguments:
         field_names, log_fields: own names of fields, as in [`WalrusProcessor`].
         new_fields: own name -> a known field that it starts as, or None; for fields that the model does not know.
         normalization: `"sample"`, the scales of the given frames; `"global"`, RMS of the data to train on, stored in
-            the processor; or the path of a `stats.yaml` that holds them.
+            the processor; or the path of a `stats.yaml` that holds them, which does not go with own `log_fields`.
         rope_learnable: `"shared"` or `"per_axis"` makes the rotary frequencies learnable.
         absolute_position: learn an absolute position embedding for the data's grid (anisotropic domains).
         validation_steps: steps between validations; None is a twentieth of `max_steps`.

@@ -318,13 +318,19 @@ def global_scales(windows: Windows, numbers: np.ndarray, eps: float) -> dict[str
     statistics = RunningStatistics(len(windows.trajectory(used[0]).axes))
     for number in used:
         trajectory = windows.trajectory(number)
-        fields = {
-            name: np.log10(values) if name in windows.processor.log_fields else np.asarray(values)
-            for name, values in trajectory.fields.items()
-        }
+        fields = {name: _as_read(name, trajectory, windows.processor) for name in trajectory.fields}
         for phase in range(min(windows.stride, trajectory.num_frames)):
             statistics.add_trajectory_part({name: values[phase :: windows.stride] for name, values in fields.items()})
     return scales_of(statistics.as_stats(), eps)
+
+
+def _as_read(name: str, trajectory: Trajectory, processor: WalrusProcessor) -> np.ndarray:
+    """The values of a field that the model gets: logarithms, and zeros inside obstacles."""
+    values = trajectory.fields[name]
+    values = np.log10(values) if name in processor.log_fields else np.asarray(values)
+    if trajectory.obstacle_mask is None:
+        return values
+    return np.where(trajectory.obstacle_mask.reshape(*trajectory.grid, *[1] * trajectory.rank(name)), 0.0, values)
 
 
 def scales_of(stats: Mapping[str, Mapping[str, Any]], eps: float) -> dict[str, dict[str, Any]]:

@@ -109,7 +109,8 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(folder, tmp_pat
     other.save_pretrained(tmp_path / "other")
     for start, data, changes, message in (
         (folder, RUNS, {"learning_rate": 0.5}, r"expected a run with learning_rate 0\.01, found another"),
-        (folder, RUNS[:-1], {}, r"expected a run with data \[\d+, \d+, \d+, \d+\], validation"),
+        (folder, RUNS[:-1], {}, "expected a run with its data, its validation, found another; resume with the same"),
+        (folder, [decaying(seed + 1) for seed in range(4)], {}, "expected a run with its data, its validation, found"),
         (tmp_path / "other", RUNS, {}, "expected a run with its base, found another"),
     ):
         with pytest.raises(ValueError, match=message):

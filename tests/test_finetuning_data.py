@@ -58,6 +58,21 @@ def test_every_format_gives_the_same_windows_and_trajectories(tmp_path, write):
         np.testing.assert_allclose(found.trajectory(2).fields[name], values, rtol=1e-6)
 
 
+@pytest.mark.parametrize("write", [as_well, as_netcdf, as_npy], ids=["The Well", "netCDF", "npy and YAML"])
+def test_other_data_of_the_same_shape_have_another_identity(tmp_path, monkeypatch, write):
+    for place in ("first", "again"):
+        (tmp_path / place).mkdir()
+    path = write(tmp_path / "first")
+    found = open_data(path).identity()
+    assert found == open_data(path).identity()
+    monkeypatch.setitem(globals(), "RUNS", [*RUNS[:2], simulation(frames=9, seed=7, grid=(16, 24))])
+    other = open_data(write(tmp_path / "again")).identity()
+    assert other["parts"] != found["parts"]
+    assert len(other["parts"]) == len(found["parts"])
+    renamed = dataclasses.replace(open_data(path), name="others").identity()
+    assert renamed != found
+
+
 def test_a_window_holds_the_frames_of_its_stride_and_the_one_after_them():
     run = Trajectory({"pressure": np.arange(9.0)[:, None, None] * np.ones((16, 16))}, {"x": "open", "y": "open"})
     inputs = open_data(run).windows(3, 2, WalrusProcessor()).read([1])

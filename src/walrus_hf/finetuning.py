@@ -317,9 +317,13 @@ def _prepare_run(
 ) -> tuple[Tuning, Rollouts]:  # fmt: skip
     windows, trained, held_windows, held = parts.windows(given, bare_model(model).config.scale_eps)
     optimizer = _optimizer(model, given)
-    # Windows of each trajectory: where they are the same, a run that is resumed draws the same ones.
+    # A run that is resumed draws the same windows of the same data.
     identity |= {
-        name: np.bincount(part.rows[:, 0]).tolist() for name, part in (("data", windows), ("validation", held_windows))
+        name: _digest({**opened.identity(), "windows": np.bincount(part.rows[:, 0]).tolist()})
+        for name, opened, part in (
+            ("data", parts.opened, windows),
+            ("validation", parts.opened_held, held_windows),
+        )
     }
     checkpoints = None if folder is None else folder / CHECKPOINTS
     tuning = Tuning(

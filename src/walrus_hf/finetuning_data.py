@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import hashlib
 import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -165,6 +166,14 @@ class Opened:
             return TrajectoryWindows(self.found, *settings)
         zeros = () if self.scenario is None else self.scenario.zero_fields
         return IndexedWindows(self.manifest, zeros, *settings)
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same where a run goes on: the files, or how the trajectories begin and end."""
+        if self.manifest is None:
+            parts: list[Any] = [_ends_digest(trajectory) for _, trajectory in self.found]
+        else:
+            parts = [[entry.path, entry.size, entry.version] for entry in self.manifest.files]
+        return {"name": self.name, "parts": parts}
 
 
 def open_data(source: Source, split: str = "train") -> Opened:
@@ -377,6 +386,15 @@ def _is_known(processor: WalrusProcessor, template: Trajectory, field: str) -> b
     letters = ["".join(parts) for parts in itertools.product("xyz"[: len(template.axes)], repeat=rank)]
     axes = ["_".join(parts) for parts in itertools.product(template.axes, repeat=rank)]
     return any(all(f"{name}_{part}" in processor.field2id for part in parts) for parts in (letters, axes))
+
+
+def _ends_digest(trajectory: Trajectory) -> str:
+    """A hash of the first and the last frame: cheap for arrays that are memory-mapped."""
+    found = hashlib.sha256()
+    for name in sorted(trajectory.fields):
+        found.update(name.encode())
+        found.update(np.asarray(trajectory.fields[name][[0, -1]]).tobytes())
+    return found.hexdigest()
 
 
 def _topology(trajectory: Trajectory) -> tuple[Any, ...]:

@@ -102,7 +102,7 @@ def fit(
         if given.method == "head":
             join_columns(result.model)
         if folder is not None and accelerator.is_main_process:
-            write_results(folder, result, progress, rollout, base_name, data_parts.opened.name, given)
+            write_results(folder, result, tuning, rollout, base_name, data_parts.opened.name, given)
     accelerator.wait_for_everyone()
     result.model.eval()
     return result

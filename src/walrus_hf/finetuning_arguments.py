@@ -34,7 +34,7 @@ class FinetuningArguments:
         rope_learnable: `"shared"` or `"per_axis"` makes the rotary frequencies learnable.
         absolute_position: learn an absolute position embedding for the data's grid (anisotropic domains).
         validation_steps: steps between validations; None is a twentieth of `max_steps`.
-        validation_batches: batches of held-out windows in a validation.
+        validation_batches: batches of held-out windows in a validation, at most.
         patience: validations in a row without an improvement that end the run; None never ends it early.
         save_steps: steps between checkpoints; None is `validation_steps`.
         gradient_checkpointing: compute blocks again in the backward pass: less memory, a third more time.

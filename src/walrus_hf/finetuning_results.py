@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 
 from .finetuning_arguments import FinetuningArguments
 from .finetuning_data import Windows
-from .finetuning_loop import Progress
+from .finetuning_loop import Tuning
 from .hub import STATE
 from .metrics import persistence, score
 from .model_card import finetuned_card
@@ -100,7 +100,7 @@ def clear_folder(folder: Path) -> None:
 
 
 def write_results(
-    folder: Path, result: WalrusPipeline, progress: Progress, rollout: Rollouts, base_name: str, data: str,
+    folder: Path, result: WalrusPipeline, tuning: Tuning, rollout: Rollouts, base_name: str, data: str,
     given: FinetuningArguments,
 ) -> None:  # fmt: skip
     """The result beside its checkpoints: first aside, then moved, `results.json` last."""
@@ -108,6 +108,7 @@ def write_results(
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     result.save_pretrained(aside)
+    progress = tuning.progress
     best = min(progress.validations, key=lambda row: row["step"] != progress.best_step)
     trained = sum(p.numel() for p in result.model.parameters() if p.requires_grad)
     results = {
@@ -119,6 +120,7 @@ def write_results(
                   "persistence": best["persistence"]},
         "rollout_vrmse": {"before": progress.notes["before"]["model"], "after": progress.notes["after"]["model"],
                           "persistence": progress.notes["after"]["persistence"]},
+        "held_out": {"windows": tuning.held_count, "scored": len(tuning.held)},
         "validations": progress.validations,
     }  # fmt: skip
     (aside / "README.md").write_text(finetuned_card(results), encoding="utf-8")

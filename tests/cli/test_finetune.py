@@ -19,7 +19,7 @@ def test_an_adapter_is_trained_compared_and_found_again(run, finetune, tmp_path)
     options = ("--preset", "dora", "--rank", "2", "--new-field", "pressure=density", "--field-name", "pressure=p")
     result = run(*finetune, "--output", tmp_path / "out", *options)
     assert result.code == 0, result.err
-    assert "one step, all held-out windows" in result.out
+    assert "one step, all 9 held-out windows" in result.out
     assert "best at step" in result.out
     settings = json.loads((tmp_path / "out" / "results.json").read_text())["settings"]
     assert (settings["preset"], settings["rank"], settings["max_steps"]) == ("dora", 2, 2)

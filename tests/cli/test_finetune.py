@@ -53,6 +53,13 @@ def test_what_makes_no_sense_is_refused_in_one_line(run, finetune, tmp_path, opt
     assert not list(tmp_path.glob("out/*.json"))
 
 
+def test_an_error_of_the_file_system_names_the_file(finetune, refused, tmp_path):
+    (tmp_path / "notes").write_text("a file, no folder")
+    message = refused(*finetune, "--output", tmp_path / "notes" / "out")
+    assert message.startswith(f"error: {tmp_path}/notes/out")
+    assert message.endswith(": Not a directory")
+
+
 @pytest.mark.usefixtures("known_rates")
 def test_info_tells_the_memory_of_a_step(run, model, refused):
     result = run("info", "--model", model, "--grid", "32x32", "--finetune", "lora", "--rank", "2", "--frames", "2")

@@ -280,7 +280,15 @@ def test_unknown_fields_are_all_named_with_near_ones_and_the_remedy(folder):
 REFUSED = {
     "a method": ({"method": "magic"}, "method: expected one of lora, full, head"),
     "a preset": ({"preset": "nose"}, "preset: expected one of attention"),
-    "one frame": ({"frames": 1}, "frames: expected at least 2, found 1"),
+    "one frame": ({"frames": 1}, "frames: expected a whole number of at least 2, found 1"),
+    "a number in quotes": ({"max_steps": "3"}, "max_steps: expected a whole number of at least 1, found '3'"),
+    "half a step": ({"save_steps": 0.5}, "save_steps: expected a whole number of at least 1, found 0.5"),
+    "no batch": ({"batch_size": None}, "batch_size: expected a whole number of at least 1, found None"),
+    "no learning": ({"learning_rate": 0.0}, "learning_rate: expected a number above 0, found 0.0"),
+    "a rate in quotes": ({"learning_rate": "1e-3"}, "learning_rate: expected a number above 0, found '1e-3'"),
+    "a negative norm": ({"max_grad_norm": -1.0}, "max_grad_norm: expected a number above 0, found -1.0"),
+    "a negative decay": ({"weight_decay": -1.0}, "weight_decay: expected a number of at least 0, found -1.0"),
+    "a list of pairs": ({"field_names": ["a=b"]}, r"field_names: expected a dictionary, found \['a=b'\]"),
     "too many frames": ({"frames": 12}, "expected at least 13 frames for 12 input frames 1 apart"),
     "four bits of all weights": ({"quantization": "4bit", "method": "full"}, "quantization: expected method 'lora'"),
     "a new field that is not there": ({"new_fields": {"soot": None}}, r"new_fields: expected fields of the data"),
@@ -299,6 +307,18 @@ def test_what_makes_no_sense_is_refused_before_training(base, case):
     settings, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         fit(base, RUNS, **{**QUICK, **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_step": 3}, "fit: expected known settings, perhaps 'max_steps'.*, found 'max_step'"),
+        ({"lora": {"lora_dropuot": 0.1}}, "lora: expected known settings, perhaps 'lora_dropout'.*, found"),
+    ],
+)
+def test_misspelt_settings_are_refused_with_near_ones(settings, message):
+    with pytest.raises(TypeError, match=message):
+        fit("no model is looked for", RUNS, **settings)
 
 
 @pytest.mark.parametrize("settings", [{"quantization": "4bit"}, {"optimizer": "adamw-8bit"}])

@@ -134,6 +134,18 @@ DAMAGE = {
     "no axes": (lambda s: s.pop("axes"), "expected fields, axes, boundary_conditions"),
     "a missing file": (lambda s: s["fields"].update(pressure="gone.npy"), "expected the array .*gone.npy"),
     "an unknown key": (lambda s: s.update(fps=3), "found .*'fps'"),
+    "a list of constants": (
+        lambda s: s.update(constant_fields=["height"]),
+        r"expected under 'constant_fields' a file for each name, found \['height'\]",
+    ),
+    "no constants": (
+        lambda s: s.update(constant_fields=None),
+        "under 'constant_fields' a file for each name, found None",
+    ),
+    "too many masks": (
+        lambda s: s.update(obstacle_mask="masks.npy"),
+        "expected as many trajectories in each array along the first axis, found .*'obstacle_mask': 4",
+    ),
     "too few axes": (lambda s: s.update(axes=["x"], boundary_conditions={"x": "open"}), "give a single trajectory as"),
 }
 
@@ -143,11 +155,17 @@ def test_a_description_that_does_not_fit_is_refused_with_its_name(tmp_path, dama
     path = as_npy(tmp_path)
     settings = yaml.safe_load(path.read_text())
     spoil, message = DAMAGE[damage]
+    np.save(tmp_path / "masks.npy", np.zeros((4, 16, 24), dtype=bool))
     spoil(settings)
     path.write_text(yaml.safe_dump(settings))
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
         open_data(path)
     assert "runs.yaml" in str(error.value)
+
+
+def test_files_in_a_list_are_refused_with_the_place_for_them():
+    with pytest.raises(ValueError, match=r"found 'a.hdf5' in a list; put several files into one folder"):
+        open_data(["a.hdf5", "b.hdf5"])
 
 
 def test_trajectories_of_different_kinds_are_refused():

@@ -24,7 +24,7 @@ from .adapter_files import AdapterRecord, fingerprint
 from .adapters import Extension, add_fields, bare_model, configs_of, join_columns, lora_config
 from .checkpoints import locate
 from .data.statistics import read_stats
-from .finetuning_arguments import LEARNING_RATES, FinetuningArguments
+from .finetuning_arguments import LEARNING_RATES, FinetuningArguments, check_known
 from .finetuning_data import (
     Opened,
     Source,
@@ -76,8 +76,10 @@ def fit(
     Raises:
         ValueError: settings or data that cannot be used; fields that the model does not know, with near ones; a NaN,
             with file and place.
+        TypeError: unknown settings, with near ones.
         FileExistsError: the output folder holds something else than a run that `resume` or `overwrite` is for.
     """
+    check_known("fit", settings, FinetuningArguments)
     given = FinetuningArguments(**settings)
     _require_bitsandbytes(given)
     folder = None if output_dir is None else Path(output_dir)

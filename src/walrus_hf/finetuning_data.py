@@ -196,6 +196,12 @@ def open_data(source: Source, split: str = "train") -> Opened:
         found, name = load_own_arrays(source), Path(source).stem
     else:
         given = [source] if isinstance(source, Trajectory) else list(source)
+        others = [item for item in given if not isinstance(item, Trajectory)]
+        if others:
+            raise ValueError(
+                f"data: expected trajectories, or one file, folder or URL by itself, found {others[0]!r} in a list; "
+                "put several files into one folder"
+            )
         found = [(f"trajectory {n}", trajectory) for n, trajectory in enumerate(given)]
         name = (given[0].name if given else None) or "trajectories"
     if not found:

@@ -15,6 +15,7 @@ from accelerate import DistributedType
 from walrus_hf import Trajectory, WalrusPipeline, save_well
 from walrus_hf.data.statistics import RunningStatistics, write_stats
 from walrus_hf.finetuning import fit
+from walrus_hf.finetuning_results import read_results
 
 from .cli.conftest import simulation
 from .finetuning_runs import NAMES, QUICK, RUNS, decaying, write_base
@@ -75,6 +76,12 @@ def test_training_gives_a_better_model_that_is_saved_and_leaves_the_base_alone(b
     assert "decay_0" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_the_card_tells_how_many_of_the_held_out_windows_were_scored(base, tmp_path):
+    for batches, told in ((2, "one step, 4 of 7 held-out windows"), (4, "one step, all 7 held-out windows")):
+        fit(base, RUNS, tmp_path / str(batches), **{**QUICK, "validation_batches": batches})
+        assert f"| {told} |" in (tmp_path / str(batches) / "README.md").read_text()
+
+
 def test_the_head_alone_is_trained_if_that_is_asked_for(base, tmp_path):
     tuned = fit(base, RUNS, method="head", **QUICK)
     changed = [n for n, p in tuned.model.named_parameters() if not torch.equal(p, base.model.get_parameter(n))]
@@ -108,7 +115,8 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(folder, tmp_pat
     other.save_pretrained(tmp_path / "other")
     for start, data, changes, message in (
         (folder, RUNS, {"learning_rate": 0.5}, r"expected a run with learning_rate 0\.01, found another"),
-        (folder, RUNS[:-1], {}, r"expected a run with data \[\d+, \d+, \d+, \d+\], validation"),
+        (folder, RUNS[:-1], {}, "expected a run with its data, its validation, found another; resume with the same"),
+        (folder, [decaying(seed + 1) for seed in range(4)], {}, "expected a run with its data, its validation, found"),
         (tmp_path / "other", RUNS, {}, "expected a run with its base, found another"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -209,6 +217,26 @@ def test_scales_come_from_a_stats_file_too(folder, tmp_path):
         fit(folder, RUNS, normalization="gone.yaml", **QUICK)
 
 
+@pytest.mark.parametrize("from_base", [False, True])
+def test_a_stats_file_is_refused_where_the_model_reads_logarithms(folder, tmp_path, from_base):
+    runs = [Trajectory({"C": np.exp(run.fields["pressure"])}, run.boundary_conditions) for run in RUNS]
+    statistics = RunningStatistics(2)
+    statistics.add_trajectory_part(runs[0].fields)
+    settings = {**QUICK, "normalization": str(write_stats(statistics.as_stats(), tmp_path / "stats.yaml"))}
+    base = WalrusPipeline.from_pretrained(folder)
+    if from_base:
+        base.processor.log_fields = ["C"]
+    else:
+        settings["log_fields"] = ["C"]
+    with pytest.raises(
+        ValueError, match=r"reads the logarithm of C \(log_fields\); take 'global', which measures that"
+    ):
+        fit(base, runs, **settings)
+    scales = fit(base, runs, **{**settings, "normalization": "global"}).processor.global_scales
+    logs = np.stack([np.log10(run.fields["C"]) for run in runs[:3]])
+    assert scales["rms"]["C"] == pytest.approx(np.sqrt((logs**2).mean()), rel=1e-5)
+
+
 def test_two_frames_a_stride_and_obstacles_work_in_training_and_in_forecasts(folder):
     mask = np.zeros((16, 24), dtype=bool)
     mask[4:8, 6:12] = True
@@ -252,10 +280,24 @@ def test_unknown_fields_are_all_named_with_near_ones_and_the_remedy(folder):
 REFUSED = {
     "a method": ({"method": "magic"}, "method: expected one of lora, full, head"),
     "a preset": ({"preset": "nose"}, "preset: expected one of attention"),
-    "one frame": ({"frames": 1}, "frames: expected at least 2, found 1"),
+    "one frame": ({"frames": 1}, "frames: expected a whole number of at least 2, found 1"),
+    "a number in quotes": ({"max_steps": "3"}, "max_steps: expected a whole number of at least 1, found '3'"),
+    "half a step": ({"save_steps": 0.5}, "save_steps: expected a whole number of at least 1, found 0.5"),
+    "no batch": ({"batch_size": None}, "batch_size: expected a whole number of at least 1, found None"),
+    "no learning": ({"learning_rate": 0.0}, "learning_rate: expected a number above 0, found 0.0"),
+    "a rate in quotes": ({"learning_rate": "1e-3"}, "learning_rate: expected a number above 0, found '1e-3'"),
+    "a negative norm": ({"max_grad_norm": -1.0}, "max_grad_norm: expected a number above 0, found -1.0"),
+    "a negative decay": ({"weight_decay": -1.0}, "weight_decay: expected a number of at least 0, found -1.0"),
+    "a list of pairs": ({"field_names": ["a=b"]}, r"field_names: expected a dictionary, found \['a=b'\]"),
     "too many frames": ({"frames": 12}, "expected at least 13 frames for 12 input frames 1 apart"),
     "four bits of all weights": ({"quantization": "4bit", "method": "full"}, "quantization: expected method 'lora'"),
     "a new field that is not there": ({"new_fields": {"soot": None}}, r"new_fields: expected fields of the data"),
+    "a misspelt name": (
+        {"field_names": {"presure": "C"}},
+        r"field_names: expected fields of the data \(pressure, velocity\), perhaps 'pressure', found 'presure'",
+    ),
+    "a misspelt logarithm": ({"log_fields": ["presure"]}, "log_fields: expected .*perhaps 'pressure', found 'presure'"),
+    "letters": ({"log_fields": "pressure"}, r"log_fields: expected a list of names such as \['pressure'\], found"),
     "a like that is not known": ({"new_fields": {"pressure": "x"}, "field_names": {"pressure": "p"}}, "like: expected"),
 }
 
@@ -265,6 +307,18 @@ def test_what_makes_no_sense_is_refused_before_training(base, case):
     settings, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         fit(base, RUNS, **{**QUICK, **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_step": 3}, "fit: expected known settings, perhaps 'max_steps'.*, found 'max_step'"),
+        ({"lora": {"lora_dropuot": 0.1}}, "lora: expected known settings, perhaps 'lora_dropout'.*, found"),
+    ],
+)
+def test_misspelt_settings_are_refused_with_near_ones(settings, message):
+    with pytest.raises(TypeError, match=message):
+        fit("no model is looked for", RUNS, **settings)
 
 
 @pytest.mark.parametrize("settings", [{"quantization": "4bit"}, {"optimizer": "adamw-8bit"}])
@@ -293,12 +347,90 @@ def test_processes_that_share_a_model_or_do_not_know_of_each_other_are_refused(
         fit(folder, RUNS, **QUICK)
 
 
+def contents(folder) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
 def test_an_output_folder_with_something_in_it_is_kept(folder, tmp_path):
-    (tmp_path / "mine.txt").write_text("mine")
-    for settings in ({}, {"overwrite": True}):
-        with pytest.raises(FileExistsError, match="found"):
+    (tmp_path / "README.md").write_text("mine")
+    for settings, expected in (({}, "empty folder"), ({"overwrite": True}, "empty"), ({"resume": True}, "interrupted")):
+        with pytest.raises(FileExistsError, match=f"expected an {expected}.*, found other files; choose another one$"):
             fit(folder, RUNS, tmp_path, **settings, **QUICK)
-    assert (tmp_path / "mine.txt").read_text() == "mine"
+    assert contents(tmp_path) == {"README.md": b"mine"}
+
+
+@pytest.mark.parametrize("settings", [{"resume": True}, {"overwrite": True}])
+def test_the_folder_of_the_base_is_no_place_for_the_result(folder, tmp_path, settings):
+    base = tmp_path / "base"
+    shutil.copytree(folder, base)
+    (base / "checkpoints").mkdir()
+    before = contents(base)
+    for model in (base, WalrusPipeline.from_pretrained(base)):
+        with pytest.raises(ValueError, match="expected another folder than the model's own, which is never changed"):
+            fit(model, RUNS, base, method="full", **settings, **QUICK)
+    assert contents(base) == before
+    assert (base / "checkpoints").is_dir()
+
+
+def test_a_former_run_stays_until_another_one_can_replace_it(folder, tmp_path):
+    out = tmp_path / "out"
+    fit(folder, RUNS, out, **QUICK)
+    (out / "checkpoints").mkdir()
+    (out / "checkpoints" / "kept").write_text("of a run that was interrupted")
+    before = contents(out)
+    spoilt = [decaying(seed) for seed in range(4)]
+    spoilt[-1].fields["pressure"][0, 0, 0] = np.nan  # where the forecasts before the first step begin
+    for data, changes in (
+        (tmp_path / "gone.hdf5", {}),
+        (RUNS, {"preset": "nose"}),
+        (RUNS, {"normalization": "gone.yaml"}),
+        (RUNS, {"frames": 30}),
+        (spoilt, {}),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError)):
+            fit(folder, data, out, overwrite=True, **{**QUICK, **changes})
+        assert contents(out) == before
+    fit(folder, RUNS, out, overwrite=True, **{**QUICK, "max_steps": 1})
+    assert results(out)["steps"] == 1
+    assert not (out / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(("first", "second"), [("lora", "full"), ("full", "lora")])
+def test_of_a_result_that_was_replaced_nothing_is_loaded_any_more(folder, tmp_path, first, second):
+    out = tmp_path / "out"
+    fit(folder, RUNS, out, method=first, **QUICK)
+    (out / "model-00001-of-00002.safetensors").write_text("a shard of former weights")
+    (out / "notes.txt").write_text("mine")
+    tuned = fit(folder, RUNS, out, method=second, overwrite=True, **QUICK)
+    np.testing.assert_array_equal(forecast(WalrusPipeline.from_pretrained(out)), forecast(tuned))
+    fit(folder, RUNS, tmp_path / "new", method=second, **QUICK)
+    assert {*contents(out)} - {*contents(tmp_path / "new")} == {"notes.txt"}
+
+
+def test_a_run_that_replaces_another_goes_on_after_a_stop_and_leaves_the_old_result_until_then(
+    folder, tmp_path, monkeypatch
+):
+    from walrus_hf import finetuning_loop
+
+    settings = {**QUICK, "max_steps": 3, "save_steps": 1}
+    out, step = tmp_path / "out", finetuning_loop.Tuning._step
+    old = fit(folder, RUNS, out, **QUICK)
+
+    def interrupted(self, number):
+        row = step(self, number)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return row
+
+    monkeypatch.setattr(finetuning_loop.Tuning, "_step", interrupted)
+    fit(folder, RUNS, out, overwrite=True, **settings)
+    monkeypatch.setattr(finetuning_loop.Tuning, "_step", step)
+    assert read_results(out) is None, "the run has not finished"
+    np.testing.assert_array_equal(forecast(WalrusPipeline.from_pretrained(out)), forecast(old))
+    with pytest.raises(FileExistsError, match=r"found an interrupted run; .*--overwrite\), or go on with resume=True"):
+        fit(folder, RUNS, out, **settings)
+    rest = fit(folder, RUNS, out, resume=True, **settings)
+    assert read_results(out)["steps"] == 3
+    np.testing.assert_array_equal(forecast(WalrusPipeline.from_pretrained(out)), forecast(rest))
 
 
 def test_a_base_that_was_loaded_from_nowhere_cannot_be_named_by_an_adapter(tmp_path):

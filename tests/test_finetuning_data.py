@@ -1,12 +1,14 @@
 """Simulations of every format give the same windows, and the parts for training and validation share no frame."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 import yaml
 
 from walrus_hf import Trajectory, WalrusProcessor, save_well
-from walrus_hf.finetuning_data import epoch_order, has_split, open_data, split_windows
+from walrus_hf.finetuning_data import epoch_order, global_scales, has_split, open_data, split_windows
 
 from .cli.conftest import simulation
 from .data.wells import write_source
@@ -56,6 +58,21 @@ def test_every_format_gives_the_same_windows_and_trajectories(tmp_path, write):
         np.testing.assert_allclose(found.trajectory(2).fields[name], values, rtol=1e-6)
 
 
+@pytest.mark.parametrize("write", [as_well, as_netcdf, as_npy], ids=["The Well", "netCDF", "npy and YAML"])
+def test_other_data_of_the_same_shape_have_another_identity(tmp_path, monkeypatch, write):
+    for place in ("first", "again"):
+        (tmp_path / place).mkdir()
+    path = write(tmp_path / "first")
+    found = open_data(path).identity()
+    assert found == open_data(path).identity()
+    monkeypatch.setitem(globals(), "RUNS", [*RUNS[:2], simulation(frames=9, seed=7, grid=(16, 24))])
+    other = open_data(write(tmp_path / "again")).identity()
+    assert other["parts"] != found["parts"]
+    assert len(other["parts"]) == len(found["parts"])
+    renamed = dataclasses.replace(open_data(path), name="others").identity()
+    assert renamed != found
+
+
 def test_a_window_holds_the_frames_of_its_stride_and_the_one_after_them():
     run = Trajectory({"pressure": np.arange(9.0)[:, None, None] * np.ones((16, 16))}, {"x": "open", "y": "open"})
     inputs = open_data(run).windows(3, 2, WalrusProcessor()).read([1])
@@ -93,10 +110,42 @@ def test_every_window_comes_once_an_epoch_in_an_order_of_its_own():
     assert epoch_order(0, 1, 20).tolist() == orders[1].tolist()
 
 
+@pytest.mark.parametrize("inside", [1.0, 1000.0])
+@pytest.mark.parametrize("log_fields", [[], ["pressure"]])
+def test_global_scales_are_those_of_what_the_model_reads_with_zeros_inside_obstacles(inside, log_fields):
+    mask = np.zeros((16, 24), dtype=bool)
+    mask[4:8, 6:10] = True
+    run = simulation(frames=9, grid=(16, 24))
+    run.fields["pressure"] = np.exp(run.fields["pressure"])
+    for values in run.fields.values():
+        values[:, mask] = inside * np.arange(1, 10).reshape(-1, *[1] * (values.ndim - 2))
+    run = dataclasses.replace(run, obstacle_mask=mask)
+    processor = WalrusProcessor(log_fields=log_fields)
+    windows = open_data(run).windows(3, 2, processor)
+    found = global_scales(windows, np.arange(len(windows.rows)), 1e-8)
+    read = processor(run)["field_values"][0, :, :, ..., 0].double().numpy()  # (T, pressure and 3 of velocity, H, W)
+    expected = {"rms": read, "rms_delta": read[2:] - read[:-2]}
+    for kind, values in expected.items():
+        rms = np.sqrt((values**2).mean((0, 2, 3)))
+        np.testing.assert_allclose([found[kind]["pressure"], *found[kind]["velocity"]], rms[:3], rtol=1e-5)
+
+
 DAMAGE = {
     "no axes": (lambda s: s.pop("axes"), "expected fields, axes, boundary_conditions"),
     "a missing file": (lambda s: s["fields"].update(pressure="gone.npy"), "expected the array .*gone.npy"),
     "an unknown key": (lambda s: s.update(fps=3), "found .*'fps'"),
+    "a list of constants": (
+        lambda s: s.update(constant_fields=["height"]),
+        r"expected under 'constant_fields' a file for each name, found \['height'\]",
+    ),
+    "no constants": (
+        lambda s: s.update(constant_fields=None),
+        "under 'constant_fields' a file for each name, found None",
+    ),
+    "too many masks": (
+        lambda s: s.update(obstacle_mask="masks.npy"),
+        "expected as many trajectories in each array along the first axis, found .*'obstacle_mask': 4",
+    ),
     "too few axes": (lambda s: s.update(axes=["x"], boundary_conditions={"x": "open"}), "give a single trajectory as"),
 }
 
@@ -106,11 +155,17 @@ def test_a_description_that_does_not_fit_is_refused_with_its_name(tmp_path, dama
     path = as_npy(tmp_path)
     settings = yaml.safe_load(path.read_text())
     spoil, message = DAMAGE[damage]
+    np.save(tmp_path / "masks.npy", np.zeros((4, 16, 24), dtype=bool))
     spoil(settings)
     path.write_text(yaml.safe_dump(settings))
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
         open_data(path)
     assert "runs.yaml" in str(error.value)
+
+
+def test_files_in_a_list_are_refused_with_the_place_for_them():
+    with pytest.raises(ValueError, match=r"found 'a.hdf5' in a list; put several files into one folder"):
+        open_data(["a.hdf5", "b.hdf5"])
 
 
 def test_trajectories_of_different_kinds_are_refused():

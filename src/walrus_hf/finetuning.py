@@ -24,7 +24,7 @@ from .adapter_files import AdapterRecord, fingerprint
 from .adapters import Extension, add_fields, bare_model, configs_of, join_columns, lora_config
 from .checkpoints import locate
 from .data.statistics import read_stats
-from .finetuning_arguments import LEARNING_RATES, FinetuningArguments
+from .finetuning_arguments import LEARNING_RATES, FinetuningArguments, check_known
 from .finetuning_data import (
     Opened,
     Source,
@@ -76,17 +76,18 @@ def fit(
     Raises:
         ValueError: settings or data that cannot be used; fields that the model does not know, with near ones; a NaN,
             with file and place.
-        FileExistsError: the output folder holds something, and neither `resume` nor `overwrite` was given.
+        TypeError: unknown settings, with near ones.
+        FileExistsError: the output folder holds something else than a run that `resume` or `overwrite` is for.
     """
+    check_known("fit", settings, FinetuningArguments)
     given = FinetuningArguments(**settings)
     _require_bitsandbytes(given)
     folder = None if output_dir is None else Path(output_dir)
     accelerator = Accelerator(step_scheduler_with_optimizer=False)
-    _make_room(accelerator, folder, given)
+    has_old = _check_start(accelerator, folder, given)
     pipe, base_name = _own_copy(model, given, accelerator.device)
-    if folder is not None and given.method == "lora" and not base_name:
-        raise ValueError("output_dir: an adapter names its base, but this model was not loaded from anywhere; save it "
-                         "with save_pretrained and load it, or give its folder as `model`")  # fmt: skip
+    if folder is not None:
+        _check_base(folder, base_name, given)
     data_parts = _open_parts(pipe.processor, data, validation, given)
     base = fingerprint(pipe.model)
     model_to_train, record = _prepare_model(pipe, data_parts, base_name, base, given)
@@ -95,13 +96,15 @@ def fit(
     result = WalrusPipeline(model_to_train, data_parts.processor, record)
     if not (given.resume and tuning.resume()):
         tuning.progress.notes["before"] = rollout.errors(accelerator, result)
+        if has_old and folder is not None:
+            _make_room(accelerator, folder)
     progress = tuning.run()
     if not progress.stopped:
         progress.notes["after"] = rollout.errors(accelerator, result)
         if given.method == "head":
             join_columns(result.model)
         if folder is not None and accelerator.is_main_process:
-            write_results(folder, result, progress, rollout, base_name, data_parts.opened.name, given)
+            write_results(folder, result, tuning, rollout, base_name, data_parts.opened.name, given)
     accelerator.wait_for_everyone()
     result.model.eval()
     return result
@@ -111,8 +114,12 @@ def _digest(found: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
-def _make_room(accelerator: Accelerator, folder: Path | None, given: FinetuningArguments) -> None:
-    """Every process checks how it was launched and the output folder, before one of them changes anything in it."""
+def _check_start(accelerator: Accelerator, folder: Path | None, given: FinetuningArguments) -> bool:
+    """Every process checks how it was launched and the output folder, before one of them changes anything in it.
+
+    Returns:
+        Whether a former run has to make room.
+    """
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise ValueError(
             f"fit: expected processes that hold the whole model each, found {accelerator.distributed_type.value}; "
@@ -121,7 +128,25 @@ def _make_room(accelerator: Accelerator, folder: Path | None, given: FinetuningA
     check_processes(accelerator)
     has_old = check_folder(folder, given)
     accelerator.wait_for_everyone()
-    if has_old and folder is not None and accelerator.is_main_process:
+    return has_old
+
+
+def _check_base(folder: Path, base_name: str, given: FinetuningArguments) -> None:
+    """An output folder must leave its base alone, and an adapter needs one that can be found again."""
+    base = Path(locate(base_name)) if base_name else None
+    if base is not None and base.is_dir() and folder.is_dir() and folder.samefile(base):
+        raise ValueError(
+            f"{folder}: expected another folder than the model's own, which is never changed, found that one; choose "
+            "another output_dir (--output)"
+        )
+    if given.method == "lora" and base is None:
+        raise ValueError("output_dir: an adapter names its base, but this model was not loaded from anywhere; save it "
+                         "with save_pretrained and load it, or give its folder as `model`")  # fmt: skip
+
+
+def _make_room(accelerator: Accelerator, folder: Path) -> None:
+    """Not before settings, model and data have shown that they can be used: a typo must not cost a former run."""
+    if accelerator.is_main_process:
         clear_folder(folder)
     accelerator.wait_for_everyone()
 
@@ -217,6 +242,7 @@ def _open_parts(
         held = opened if validation is None else open_data(validation, "valid")
     own = held is not opened
     processor = named_processor(processor, opened, given.field_names, given.log_fields)
+    _check_stats_file(processor, opened, given)
     names = vocabulary_names(given.new_fields, opened.template, processor)
     old = processor.field2id
     processor.field2id = {**old, **{name: len(old) + i for i, name in enumerate(names)}}
@@ -293,9 +319,13 @@ def _prepare_run(
 ) -> tuple[Tuning, Rollouts]:  # fmt: skip
     windows, trained, held_windows, held = parts.windows(given, bare_model(model).config.scale_eps)
     optimizer = _optimizer(model, given)
-    # Windows of each trajectory: where they are the same, a run that is resumed draws the same ones.
+    # A run that is resumed draws the same windows of the same data.
     identity |= {
-        name: np.bincount(part.rows[:, 0]).tolist() for name, part in (("data", windows), ("validation", held_windows))
+        name: _digest({**opened.identity(), "windows": np.bincount(part.rows[:, 0]).tolist()})
+        for name, opened, part in (
+            ("data", parts.opened, windows),
+            ("validation", parts.opened_held, held_windows),
+        )
     }
     checkpoints = None if folder is None else folder / CHECKPOINTS
     tuning = Tuning(
@@ -321,6 +351,13 @@ def _optimizer(model: nn.Module, given: FinetuningArguments) -> torch.optim.Opti
 def _scales(windows: Windows, trained: np.ndarray, given: FinetuningArguments, eps: float) -> dict[str, Any]:
     if given.normalization == "global":
         return global_scales(windows, trained, eps)
+    return scales_of(read_stats(given.normalization), eps)
+
+
+def _check_stats_file(processor: WalrusProcessor, opened: Opened, given: FinetuningArguments) -> None:
+    """Refuse a stats.yaml that is not there, or holds the scales of something else than what the model reads."""
+    if given.normalization in ("sample", "global"):
+        return
     path = Path(given.normalization)
     if not path.is_file():
         raise ValueError(
@@ -331,4 +368,11 @@ def _scales(windows: Windows, trained: np.ndarray, given: FinetuningArguments, e
             f"normalization: {path} holds changes from frame to frame, but frame_stride is {given.frame_stride}; take "
             "'global', which measures them at that distance"
         )
-    return scales_of(read_stats(path), eps)
+    # Of a published scenario `walrus-hf data stats` takes the logarithms itself.
+    known = () if opened.scenario is None else opened.scenario.log_fields
+    logs = [name for name in processor.log_fields if name in opened.template.fields and name not in known]
+    if logs:
+        raise ValueError(
+            f"normalization: {path} holds scales of values as they are, but the model reads the logarithm of "
+            f"{', '.join(logs)} (log_fields); take 'global', which measures that"
+        )

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .adapters import DEFAULT_PRESET
+from .adapters import DEFAULT_PRESET, lora_config, near_names
 from .finetuning_loop import Schedule
 
 METHODS = ("lora", "full", "head")
 LEARNING_RATES = {"lora": 1e-3, "full": 1e-4, "head": 1e-3}
+OPTIONAL = ("frames", "validation_steps", "patience", "save_steps")  # numbers that may be None
+
+
+def check_known(what: str, given: Iterable[str], owner: Any) -> None:
+    """Refuse misspelt settings: the words of Python for them name no near one.
+
+    Args:
+        owner: a dataclass, or one's instance, that has the known ones.
+    """
+    known = [field.name for field in dataclasses.fields(owner)]
+    for name in given:
+        if name not in known:
+            near = near_names(name, known)
+            hint = f", perhaps {' or '.join(map(repr, near))}" if near else ""
+            raise TypeError(f"{what}: expected known settings{hint}, found {name!r}")
 
 
 @dataclasses.dataclass
@@ -30,11 +45,11 @@ class FinetuningArguments:
         field_names, log_fields: own names of fields, as in [`WalrusProcessor`].
         new_fields: own name -> a known field that it starts as, or None; for fields that the model does not know.
         normalization: `"sample"`, the scales of the given frames; `"global"`, RMS of the data to train on, stored in
-            the processor; or the path of a `stats.yaml` that holds them.
+            the processor; or the path of a `stats.yaml` that holds them, which does not go with own `log_fields`.
         rope_learnable: `"shared"` or `"per_axis"` makes the rotary frequencies learnable.
         absolute_position: learn an absolute position embedding for the data's grid (anisotropic domains).
         validation_steps: steps between validations; None is a twentieth of `max_steps`.
-        validation_batches: batches of held-out windows in a validation.
+        validation_batches: batches of held-out windows in a validation, at most.
         patience: validations in a row without an improvement that end the run; None never ends it early.
         save_steps: steps between checkpoints; None is `validation_steps`.
         gradient_checkpointing: compute blocks again in the backward pass: less memory, a third more time.
@@ -44,7 +59,7 @@ class FinetuningArguments:
         rollout_steps: lead times of the forecasts before and after.
         seed: everything that is drawn follows from it.
         resume: go on from the last checkpoint in the output folder, if there is one.
-        overwrite: replace what a former run left in the output folder.
+        overwrite: replace what a former run left in the output folder; its result stays until there is a new one.
     """
 
     method: str = "lora"
@@ -85,6 +100,26 @@ class FinetuningArguments:
         for name, known in choices.items():
             if vars(self)[name] not in known:
                 raise ValueError(f"{name}: expected one of {', '.join(map(str, known))}, found {vars(self)[name]!r}")
+        self._check_names()
+        self._check_numbers()
+        if self.quantization and self.method != "lora":
+            raise ValueError(
+                f"quantization: expected method 'lora', found {self.method!r}; other weights need all bits"
+            )
+
+    def _check_names(self) -> None:
+        """What stands for names of fields or settings is of the right kind, and settings of LoRA exist."""
+        if isinstance(self.log_fields, str):
+            raise ValueError(
+                f"log_fields: expected a list of names such as [{self.log_fields!r}], found {self.log_fields!r}"
+            )
+        for name in ("lora", "field_names", "new_fields"):
+            if not isinstance(vars(self)[name], Mapping):
+                raise ValueError(f"{name}: expected a dictionary, found {vars(self)[name]!r}")
+        if self.lora:
+            check_known("lora", self.lora, lora_config())
+
+    def _check_numbers(self) -> None:
         least = {
             "rank": 1, "max_steps": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "frames": 2,
             "frame_stride": 1, "validation_steps": 1, "validation_batches": 1, "patience": 1, "save_steps": 1,
@@ -92,12 +127,16 @@ class FinetuningArguments:
         }  # fmt: skip
         for name, bound in least.items():
             value = vars(self)[name]
-            if value is not None and value < bound:
-                raise ValueError(f"{name}: expected at least {bound}, found {value}")
-        if self.quantization and self.method != "lora":
-            raise ValueError(
-                f"quantization: expected method 'lora', found {self.method!r}; other weights need all bits"
-            )
+            if value is None and name in OPTIONAL:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < bound:
+                raise ValueError(f"{name}: expected a whole number of at least {bound}, found {value!r}")
+        rate = 1.0 if self.learning_rate is None else self.learning_rate
+        for name, value in (("learning_rate", rate), ("max_grad_norm", self.max_grad_norm)):
+            if not isinstance(value, int | float) or not value > 0:
+                raise ValueError(f"{name}: expected a number above 0, found {value!r}")
+        if not isinstance(self.weight_decay, int | float) or not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay: expected a number of at least 0, found {self.weight_decay!r}")
 
     def schedule(self) -> Schedule:
         every = self.validation_steps or max(1, self.max_steps // 20)

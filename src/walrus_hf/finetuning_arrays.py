@@ -81,8 +81,9 @@ def _load_npy(path: Path) -> list[tuple[str, Trajectory]]:
         constants = {name: _open_array(path, file) for name, file in settings.get("constant_fields", {}).items()}
         mask = _open_array(path, settings["obstacle_mask"]) if "obstacle_mask" in settings else None
         counts = {name: len(values) for name, values in {**fields, **constants}.items()}
+        counts |= {} if mask is None else {"obstacle_mask": len(mask)}
         if len(set(counts.values())) > 1:
-            raise ValueError(f"expected as many trajectories of each field along the first axis, found {counts}")
+            raise ValueError(f"expected as many trajectories in each array along the first axis, found {counts}")
         return [
             (
                 f"{path}, trajectory {n}",
@@ -115,8 +116,10 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: expected {', '.join(REQUIRED)} and of {', '.join(KNOWN[3:])} what is there, found {found}"
         )
-    if not isinstance(settings["fields"], Mapping) or not settings["fields"]:
-        raise ValueError(f"{path}: expected under 'fields' a file for each name, found {settings['fields']!r}")
+    for kind in ("fields", "constant_fields"):
+        files = settings.get(kind, {})
+        if not isinstance(files, Mapping) or (kind == "fields" and not files):
+            raise ValueError(f"{path}: expected under {kind!r} a file for each name, found {files!r}")
     return dict(settings)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import hashlib
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,14 @@ class Opened:
         zeros = () if self.scenario is None else self.scenario.zero_fields
         return IndexedWindows(self.manifest, zeros, *settings)
 
+    def identity(self) -> dict[str, Any]:
+        """What must be the same where a run goes on: the files, or how the trajectories begin and end."""
+        if self.manifest is None:
+            parts: list[Any] = [_ends_digest(trajectory) for _, trajectory in self.found]
+        else:
+            parts = [[entry.path, entry.size, entry.version] for entry in self.manifest.files]
+        return {"name": self.name, "parts": parts}
+
 
 def open_data(source: Source, split: str = "train") -> Opened:
     """Look at a source.
@@ -187,6 +196,12 @@ def open_data(source: Source, split: str = "train") -> Opened:
         found, name = load_own_arrays(source), Path(source).stem
     else:
         given = [source] if isinstance(source, Trajectory) else list(source)
+        others = [item for item in given if not isinstance(item, Trajectory)]
+        if others:
+            raise ValueError(
+                f"data: expected trajectories, or one file, folder or URL by itself, found {others[0]!r} in a list; "
+                "put several files into one folder"
+            )
         found = [(f"trajectory {n}", trajectory) for n, trajectory in enumerate(given)]
         name = (given[0].name if given else None) or "trajectories"
     if not found:
@@ -237,7 +252,13 @@ def split_windows(windows: Windows) -> tuple[np.ndarray, np.ndarray]:
 def named_processor(
     processor: WalrusProcessor, opened: Opened, field_names: Mapping[str, str], log_fields: Sequence[str]
 ) -> WalrusProcessor:
-    """A processor with the names and logarithms of a source."""
+    """A processor with the names and logarithms of a source.
+
+    Raises:
+        ValueError: fields that the data do not have.
+    """
+    _check_own_names("field_names", field_names, opened.template)
+    _check_own_names("log_fields", log_fields, opened.template)
     named = processor if opened.scenario is None else scenario_processor(processor, opened.scenario)
     named.field_names = {**named.field_names, **field_names}
     named.log_fields = list(dict.fromkeys([*named.log_fields, *log_fields]))
@@ -255,11 +276,9 @@ def vocabulary_names(
     Raises:
         ValueError: fields that the data do not have.
     """
+    _check_own_names("new_fields", new_fields, template)
     names: dict[str, str | None] = {}
     for field, like in new_fields.items():
-        if field not in template.fields and field not in template.constant_fields:
-            given = ", ".join([*template.fields, *template.constant_fields])
-            raise ValueError(f"new_fields: expected fields of the data ({given}), found {field!r}")
         name, rank = processor.field_names.get(field, field), template.rank(field)
         for parts in itertools.product("xyz", repeat=rank):
             suffix = f"_{''.join(parts)}" if rank else ""
@@ -314,13 +333,19 @@ def global_scales(windows: Windows, numbers: np.ndarray, eps: float) -> dict[str
     statistics = RunningStatistics(len(windows.trajectory(used[0]).axes))
     for number in used:
         trajectory = windows.trajectory(number)
-        fields = {
-            name: np.log10(values) if name in windows.processor.log_fields else np.asarray(values)
-            for name, values in trajectory.fields.items()
-        }
+        fields = {name: _as_read(name, trajectory, windows.processor) for name in trajectory.fields}
         for phase in range(min(windows.stride, trajectory.num_frames)):
             statistics.add_trajectory_part({name: values[phase :: windows.stride] for name, values in fields.items()})
     return scales_of(statistics.as_stats(), eps)
+
+
+def _as_read(name: str, trajectory: Trajectory, processor: WalrusProcessor) -> np.ndarray:
+    """The values of a field that the model gets: logarithms, and zeros inside obstacles."""
+    values = trajectory.fields[name]
+    values = np.log10(values) if name in processor.log_fields else np.asarray(values)
+    if trajectory.obstacle_mask is None:
+        return values
+    return np.where(trajectory.obstacle_mask.reshape(*trajectory.grid, *[1] * trajectory.rank(name)), 0.0, values)
 
 
 def scales_of(stats: Mapping[str, Mapping[str, Any]], eps: float) -> dict[str, dict[str, Any]]:
@@ -342,6 +367,16 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     return torch.randperm(count, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch)).numpy()
 
 
+def _check_own_names(setting: str, names: Iterable[str], template: Trajectory) -> None:
+    """A name that the data do not have would be passed over in silence."""
+    own = [*template.fields, *template.constant_fields]
+    for name in names:
+        if name not in own:
+            near = near_names(name, own)
+            hint = f", perhaps {' or '.join(map(repr, near))}" if near else ""
+            raise ValueError(f"{setting}: expected fields of the data ({', '.join(own)}){hint}, found {name!r}")
+
+
 def _as_named(processor: WalrusProcessor, field: str) -> str:
     name = processor.field_names.get(field, field)
     return "" if name == field else f" as {name!r}"
@@ -357,6 +392,15 @@ def _is_known(processor: WalrusProcessor, template: Trajectory, field: str) -> b
     letters = ["".join(parts) for parts in itertools.product("xyz"[: len(template.axes)], repeat=rank)]
     axes = ["_".join(parts) for parts in itertools.product(template.axes, repeat=rank)]
     return any(all(f"{name}_{part}" in processor.field2id for part in parts) for parts in (letters, axes))
+
+
+def _ends_digest(trajectory: Trajectory) -> str:
+    """A hash of the first and the last frame: cheap for arrays that are memory-mapped."""
+    found = hashlib.sha256()
+    for name in sorted(trajectory.fields):
+        found.update(name.encode())
+        found.update(np.asarray(trajectory.fields[name][[0, -1]]).tobytes())
+    return found.hexdigest()
 
 
 def _topology(trajectory: Trajectory) -> tuple[Any, ...]:

@@ -102,6 +102,9 @@ class Tuning:
             validate on, of the same or another source.
         folder: for checkpoints and metrics; None keeps none.
         identity: settings that must be the same for a checkpoint to go on.
+
+    Attributes:
+        held: the numbers that are scored, of `held_count` to validate on.
     """
 
     def __init__(
@@ -125,7 +128,8 @@ class Tuning:
         self.part: TrainedPart = accelerator.unwrap_model(self.model)
         self.best = {name: value.detach().cpu().clone() for name, value in self.part.state_dict().items()}
         self.guard = GradientGuard(schedule.seed)
-        count = min(schedule.validation_batches * schedule.batch_size, len(held_numbers))
+        self.held_count = len(held_numbers)
+        count = min(schedule.validation_batches * schedule.batch_size, self.held_count)
         self.held = held_numbers[np.linspace(0, len(held_numbers) - 1, count).round().astype(int)]
 
     def resume(self) -> bool:

@@ -17,7 +17,8 @@ from accelerate.utils import gather_object
 
 from .finetuning_arguments import FinetuningArguments
 from .finetuning_data import Windows
-from .finetuning_loop import Progress
+from .finetuning_loop import Tuning
+from .hub import STATE
 from .metrics import persistence, score
 from .model_card import finetuned_card
 from .pipeline_walrus import WalrusPipeline, every_frame
@@ -78,27 +79,28 @@ def check_folder(folder: Path | None, given: FinetuningArguments) -> bool:
     if not folder.is_dir() or not any(folder.iterdir()):
         return False
     finished = (folder / RESULTS).is_file()
-    if given.resume and not finished:
+    interrupted = (folder / CHECKPOINTS).is_dir()  # a run that is to replace a finished one stands beside its result
+    if given.resume and interrupted:
         return False
-    if not given.overwrite:
-        what = "a finished run" if finished else "files"
-        raise FileExistsError(
-            f"{folder}: expected an empty folder, found {what}; choose another one, go on with resume=True (--resume) "
-            "where a run was interrupted, or replace it with overwrite=True (--overwrite)"
-        )
-    if not finished and not (folder / CHECKPOINTS).is_dir():
-        raise FileExistsError(f"{folder}: expected what a former run left, found other files; choose another folder")
-    return True
+    if given.overwrite and (finished or interrupted):
+        return True
+    expected = "an interrupted run" if given.resume else "an empty folder"
+    found = "an interrupted run" if interrupted else "a finished run" if finished else "other files"
+    remedies = ["choose another one"]
+    if finished or interrupted:
+        remedies.append("replace it with overwrite=True (--overwrite)")
+    if interrupted:
+        remedies.append("go on with resume=True (--resume)")
+    raise FileExistsError(f"{folder}: expected {expected}, found {found}; {', or '.join(remedies)}")
 
 
 def clear_folder(folder: Path) -> None:
-    """Take away what makes a folder look like a run; the rest is replaced when there is a result."""
+    """Take away the checkpoints of a former run. Its result stays until there is a new one."""
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    (folder / RESULTS).unlink(missing_ok=True)
 
 
 def write_results(
-    folder: Path, result: WalrusPipeline, progress: Progress, rollout: Rollouts, base_name: str, data: str,
+    folder: Path, result: WalrusPipeline, tuning: Tuning, rollout: Rollouts, base_name: str, data: str,
     given: FinetuningArguments,
 ) -> None:  # fmt: skip
     """The result beside its checkpoints: first aside, then moved, `results.json` last."""
@@ -106,6 +108,7 @@ def write_results(
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     result.save_pretrained(aside)
+    progress = tuning.progress
     best = min(progress.validations, key=lambda row: row["step"] != progress.best_step)
     trained = sum(p.numel() for p in result.model.parameters() if p.requires_grad)
     results = {
@@ -117,13 +120,12 @@ def write_results(
                   "persistence": best["persistence"]},
         "rollout_vrmse": {"before": progress.notes["before"]["model"], "after": progress.notes["after"]["model"],
                           "persistence": progress.notes["after"]["persistence"]},
+        "held_out": {"windows": tuning.held_count, "scored": len(tuning.held)},
         "validations": progress.validations,
     }  # fmt: skip
     (aside / "README.md").write_text(finetuned_card(results), encoding="utf-8")
     _draw(aside, result, results["rollout_vrmse"], rollout)
-    for path in sorted(aside.iterdir()):
-        os.replace(path, folder / path.name)
-    aside.rmdir()
+    _replace_state(folder, aside)
     metrics = folder / CHECKPOINTS / "metrics.jsonl"
     if metrics.is_file():
         os.replace(metrics, folder / "metrics.jsonl")
@@ -131,10 +133,22 @@ def write_results(
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
+def _replace_state(folder: Path, aside: Path) -> None:
+    """Move a result in, after whatever a model is loaded from has gone: an old adapter would win over new weights."""
+    for old in folder.iterdir():
+        if STATE.fullmatch(old.name):
+            old.unlink()
+    for new in sorted(aside.iterdir()):
+        os.replace(new, folder / new.name)
+    aside.rmdir()
+
+
 def read_results(folder: Path) -> dict[str, Any] | None:
-    """The content of `results.json`; None where a run has not finished."""
+    """The content of `results.json`; None where a run has not finished, though it be one that replaces another."""
     file = folder / RESULTS
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if not file.is_file() or (folder / CHECKPOINTS).is_dir():
+        return None
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _draw(folder: Path, pipe: WalrusPipeline, curves: Mapping[str, list[float]], rollout: Rollouts) -> None:

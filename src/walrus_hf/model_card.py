@@ -288,6 +288,8 @@ def converted_card(config: WalrusConfig, source: str, digest: str, parameters: i
     )  # fmt: skip
 
 
+WHO = ("before", "after", "persistence")  # whose errors are told of a fine-tuning
+
 FINETUNED = """---
 {{ card_data }}
 ---
@@ -342,16 +344,21 @@ def finetuned_card(results: Mapping[str, Any]) -> str:
         base=results["base"] or "a model that was not loaded from a folder", data=results["data"],
         steps=results["steps"], best=results["best_step"], trained=f"{results['trained_parameters']:,}",
         parameters=f"{results['parameters']:,}",
-        settings=", ".join(f"{name} `{settings[name]}`" for name in told), table=_error_table(results),
+        settings=", ".join(f"{name} `{settings[name]}`" for name in told),
+        table=markdown_table(["", *WHO], error_rows(results)),
     )  # fmt: skip
     return str(card)
 
 
-def _error_table(results: Mapping[str, Any]) -> str:
-    """One step, and forecasts at a few lead times, before and after."""
-    curves, who = results["rollout_vrmse"], ("before", "after", "persistence")
+def error_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """What was forecast and the VRMSE of each in `WHO`, as text: one step, and a few lead times of forecasts.
+
+    Args:
+        results: the content of `results.json` that `fit` wrote.
+    """
+    curves, scored, count = results["rollout_vrmse"], results["held_out"]["scored"], results["held_out"]["windows"]
+    share = f"all {count}" if scored == count else f"{scored} of {count}"
+    lines = {f"one step, {share} held-out windows": [results["vrmse"][name] for name in WHO]}
     times = [t for t in (1, 2, 5, 10, 20) if t <= len(curves["after"])]
-    lines = {"one step, all held-out windows": [results["vrmse"][name] for name in who]}
-    lines |= {f"forecast, step {t}": [curves[name][t - 1] for name in who] for t in times}
-    rows = [(what, *(f"{value:.4f}" for value in values)) for what, values in lines.items()]
-    return markdown_table(["", *who], rows)
+    lines |= {f"forecast, step {t}": [curves[name][t - 1] for name in WHO] for t in times}
+    return [(what, *(f"{value:.4f}" for value in values)) for what, values in lines.items()]

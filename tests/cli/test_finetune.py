@@ -19,7 +19,7 @@ def test_an_adapter_is_trained_compared_and_found_again(run, finetune, tmp_path)
     options = ("--preset", "dora", "--rank", "2", "--new-field", "pressure=density", "--field-name", "pressure=p")
     result = run(*finetune, "--output", tmp_path / "out", *options)
     assert result.code == 0, result.err
-    assert "one step, all held-out windows" in result.out
+    assert "one step, all 9 held-out windows" in result.out
     assert "best at step" in result.out
     settings = json.loads((tmp_path / "out" / "results.json").read_text())["settings"]
     assert (settings["preset"], settings["rank"], settings["max_steps"]) == ("dora", 2, 2)
@@ -51,6 +51,13 @@ def test_what_makes_no_sense_is_refused_in_one_line(run, finetune, tmp_path, opt
     assert len(errors) == 1, result.err
     assert message in errors[0]
     assert not list(tmp_path.glob("out/*.json"))
+
+
+def test_an_error_of_the_file_system_names_the_file(finetune, refused, tmp_path):
+    (tmp_path / "notes").write_text("a file, no folder")
+    message = refused(*finetune, "--output", tmp_path / "notes" / "out")
+    assert message.startswith(f"error: {tmp_path}/notes/out")
+    assert message.endswith(": Not a directory")
 
 
 @pytest.mark.usefixtures("known_rates")

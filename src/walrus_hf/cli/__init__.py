@@ -62,8 +62,10 @@ def main() -> None:
 
 
 def _fail(error: BaseException, code: int) -> None:
-    # Without the number that Python puts before the words of an OSError.
-    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        # Without the number that Python puts before the words, and with the file that they are about.
+        text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     if isinstance(error, MemoryError) or "out of memory" in text or "not enough memory" in text:
         text = f"not enough memory; a smaller grid, --tokens-per-axis or --ensemble needs less ({text or 'no details'})"
     typer.secho(f"error: {' '.join(text.split()) or type(error).__name__}", fg="red", err=True)

@@ -77,6 +77,7 @@ def finetune(
     from ..allocator import return_freed_memory
     from ..finetuning import fit
     from ..finetuning_results import read_results
+    from ..model_card import WHO, error_rows
     from ..training.guards import TrainingDiverged
 
     return_freed_memory()
@@ -96,12 +97,7 @@ def finetune(
     if results is None:
         typer.echo(f"stopped; go on with the same command and --resume. Checkpoint: {output}")
         return
-    who = ("before", "after", "persistence")
-    curves = results["rollout_vrmse"]
-    rows = [["one step, all held-out windows", *(f"{results['vrmse'][name]:.4f}" for name in who)]]
-    times = [t for t in (1, 2, 5, 10, 20) if t <= len(curves["after"])]
-    rows += [[f"forecast, step {t}", *(f"{curves[name][t - 1]:.4f}" for name in who)] for t in times]
-    print_table(f"VRMSE on held-out data ({results['data']}), mean over fields", ["", *who], rows)
+    print_table(f"VRMSE on held-out data ({results['data']}), mean over fields", ["", *WHO], error_rows(results))
     share = results["trained_parameters"] / results["parameters"]
     typer.echo(
         f"wrote {output}: best at step {results['best_step']} of {results['steps']}, {share:.2%} of the parameters "

@@ -14,6 +14,7 @@ from accelerate import DistributedType
 
 from walrus_hf import Trajectory, WalrusPipeline, save_well
 from walrus_hf.data.statistics import RunningStatistics, write_stats
+from walrus_hf.evaluation import Protocol, evaluate
 from walrus_hf.finetuning import fit
 
 from .cli.conftest import simulation
@@ -327,6 +328,42 @@ def test_an_adapter_of_another_base_is_refused_by_its_fingerprint(folder, tmp_pa
     (tmp_path / "out" / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"found another one in .*other \(other values in"):
         WalrusPipeline.from_pretrained(tmp_path / "out")
+
+
+def test_without_an_adapter_the_forecast_is_the_bases_whatever_the_adapter_changed(folder, base, tmp_path):
+    """Scales, names of fields, the smallest scale, and positions that are bound to one grid."""
+    runs = [Trajectory({"p": run.fields["pressure"]}, run.boundary_conditions) for run in RUNS]
+    settings = {"normalization": "global", "field_names": {"p": "pressure"}, "absolute_position": True}
+    tuned = fit(folder, runs, tmp_path / "out", **settings, **QUICK)
+    loaded, beside = (WalrusPipeline.from_pretrained(name) for name in (tmp_path / "out", folder))
+    beside.load_adapter(tmp_path / "out", "mine")
+    faint = {name: 1e-6 * values for name, values in RUNS[0].fields.items()}
+    for given in (RUNS[0], Trajectory(faint, RUNS[0].boundary_conditions), decaying(1, grid=(24, 32))):
+        expected = forecast(base, given)
+        for pipe in (tuned, loaded, beside):
+            np.testing.assert_array_equal(forecast(pipe, given, adapter="base"), expected)
+    smallest = [pipe.model.config.scale_eps for pipe in (base, tuned, loaded, beside)]
+    assert smallest == [1e-5, 1e-8, 1e-8, 1e-8]
+    for pipe in (loaded, beside):
+        np.testing.assert_array_equal(
+            *(one.predict(runs[0], 2, seed=0, progress=False).fields["p"] for one in (pipe, tuned))
+        )
+
+
+def test_an_evaluation_reads_data_as_the_active_adapter_does(folder, tmp_path):
+    pytest.importorskip("pandas")
+    data = save_well(
+        [Trajectory({"p": run.fields["pressure"]}, run.boundary_conditions) for run in RUNS], tmp_path / "p.hdf5"
+    )
+    fit(folder, data, tmp_path / "out", normalization="global", field_names={"p": "pressure"}, **QUICK)
+    beside = WalrusPipeline.from_pretrained(folder)
+    beside.load_adapter(tmp_path / "out", "mine")
+    protocol = Protocol(start=3, steps=2, windows={"1": (1, 1)}, resamples=10)
+    scores = [
+        evaluate(pipe, data, protocol=protocol, progress=False)["scenarios"]["p"]["forecasters"]["model"]["windows"]
+        for pipe in (WalrusPipeline.from_pretrained(tmp_path / "out"), beside)
+    ]
+    assert scores[0] == scores[1]
 
 
 def test_adapters_stand_side_by_side_and_are_switched_per_call(folder, base, tmp_path):

@@ -87,12 +87,12 @@ def fit(
     if folder is not None and given.method == "lora" and not base_name:
         raise ValueError("output_dir: an adapter names its base, but this model was not loaded from anywhere; save it "
                          "with save_pretrained and load it, or give its folder as `model`")  # fmt: skip
-    data_parts = _open_parts(pipe.processor, data, validation, given)
+    data_parts = _open_parts(copy.deepcopy(pipe.processor), data, validation, given)
     base = fingerprint(pipe.model)
     model_to_train, record = _prepare_model(pipe, data_parts, base_name, base, given)
     identity = given.identity() | {"base": _digest(base), "processes": accelerator.num_processes}
     tuning, rollout = _prepare_run(accelerator, model_to_train, data_parts, folder, given, identity)
-    result = WalrusPipeline(model_to_train, data_parts.processor, record)
+    result = WalrusPipeline(model_to_train, data_parts.processor, record, base=None if record is None else pipe)
     if not (given.resume and tuning.resume()):
         tuning.progress.notes["before"] = rollout.errors(accelerator, result)
     progress = tuning.run()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -217,13 +218,29 @@ class WalrusPipeline:
             inner.absolute_position = position
 
     def save_pretrained(self, directory: str | Path, max_shard_size: str = "50GB") -> None:
-        """Configuration, weights (safetensors) and processor in one folder; of a model with an adapter, the adapter."""
-        # Where new fields have grown the vocabulary, PEFT would store whole encoders beside an adapter.
-        own: dict[str, Any] = {"max_shard_size": max_shard_size}
-        self.model.save_pretrained(directory, **({"save_embedding_layers": False} if self._adapters() else own))
-        self.processor.save_pretrained(directory)
+        """Configuration, weights (safetensors) and processor in one folder; of adapters the active one."""
+        folder, adapted = Path(directory), bool(self._adapters())
+        folder.mkdir(parents=True, exist_ok=True)
+        if adapted:
+            self._save_adapter(folder)
+        else:
+            self.model.save_pretrained(folder, max_shard_size=max_shard_size)
+        self.processor.save_pretrained(folder)
+
+    def _save_adapter(self, folder: Path) -> None:
+        """The active adapter at the top, where `from_pretrained` looks; PEFT gives named ones folders of their own."""
+        name = self.model.active_adapter
+        with tempfile.TemporaryDirectory(prefix=".adapter-", dir=folder) as aside:
+            # Where new fields have grown the vocabulary, PEFT would store whole encoders beside an adapter.
+            self.model.save_pretrained(aside, selected_adapters=[name], save_embedding_layers=False)
+            written = Path(aside) if name == "default" else Path(aside) / name
+            for file in written.iterdir():
+                if file.name != "README.md":
+                    os.replace(file, folder / file.name)
+            if not (folder / "README.md").exists():
+                os.replace(Path(aside) / "README.md", folder / "README.md")
         if self.adapter_record is not None:
-            self.adapter_record.save(Path(directory))
+            self.adapter_record.save(folder)
 
     def push_to_hub(
         self,

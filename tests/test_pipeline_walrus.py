@@ -432,6 +432,28 @@ def test_a_saved_adapter_leaves_a_card_and_folders_beside_it_alone(folder, adapt
     assert {file: file.read_bytes() for file in kept} == kept
 
 
+def test_a_whole_model_and_an_adapter_are_not_saved_in_one_folder(pipe, folder, adapters, tmp_path):
+    one, two = adapters
+    whole = shutil.copytree(folder, tmp_path / "whole")
+    before = {file: file.read_bytes() for place in (one, whole) for file in place.iterdir()}
+    loaded = WalrusPipeline.from_pretrained(two)
+    with pytest.raises(FileExistsError, match=r"whole: expected a folder to save an adapter in, found a whole model"):
+        loaded.save_pretrained(whole)
+    with pytest.raises(FileExistsError, match=r"expected a folder to save a whole model in, found an adapter there"):
+        loaded.merge_adapter().save_pretrained(one)
+    assert {file: file.read_bytes() for place in (one, whole) for file in place.iterdir()} == before
+    expected = pipe.predict(simulation(), 2, seed=0, progress=False)
+    pipe.save_pretrained(whole)
+    assert same(WalrusPipeline.from_pretrained(whole).predict(simulation(), 2, seed=0, progress=False), expected)
+
+
+def test_an_adapter_that_replaces_another_leaves_no_record_of_it(adapters):
+    one, two = adapters
+    (one / "walrus_adapter.json").write_text("of the adapter that was there")
+    WalrusPipeline.from_pretrained(two).save_pretrained(one)
+    assert not (one / "walrus_adapter.json").exists()
+
+
 def test_an_adapter_whose_base_is_gone_is_refused(tmp_path):
     pytest.importorskip("peft")
     settings = {"peft_type": "LORA", "base_model_name_or_path": str(tmp_path / "gone")}

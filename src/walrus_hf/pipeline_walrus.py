@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from transformers.configuration_utils import PreTrainedConfig
 
 from .adapter_files import (
+    RECORD_FILE,
     AdapterRecord,
     adapter_config,
     adapter_folder,
@@ -218,8 +219,13 @@ class WalrusPipeline:
             inner.absolute_position = position
 
     def save_pretrained(self, directory: str | Path, max_shard_size: str = "50GB") -> None:
-        """Configuration, weights (safetensors) and processor in one folder; of adapters the active one."""
+        """Configuration, weights (safetensors) and processor in one folder; of adapters the active one.
+
+        Raises:
+            FileExistsError: a whole model is there and this would be an adapter, or the other way round.
+        """
         folder, adapted = Path(directory), bool(self._adapters())
+        _refuse_other_kind(folder, adapted)
         folder.mkdir(parents=True, exist_ok=True)
         if adapted:
             self._save_adapter(folder)
@@ -241,6 +247,8 @@ class WalrusPipeline:
                 os.replace(Path(aside) / "README.md", folder / "README.md")
         if self.adapter_record is not None:
             self.adapter_record.save(folder)
+        else:
+            (folder / RECORD_FILE).unlink(missing_ok=True)  # of the adapter that was there
 
     def push_to_hub(
         self,
@@ -388,6 +396,18 @@ class WalrusPipeline:
             windows = tuple((first, last) for first, last in WINDOWS if last <= forecast.num_frames)
             windows += ((1, forecast.num_frames),) if (1, forecast.num_frames) not in windows else ()
         return lead_time_windows(scores, windows)
+
+
+def _refuse_other_kind(folder: Path, adapted: bool) -> None:
+    """A whole model beside an adapter would not be loaded, and an adapter beside a whole model hides that."""
+    whole = ("config.json", "model.safetensors", "model.safetensors.index.json")
+    found = [name for name in (whole if adapted else ("adapter_config.json",)) if (folder / name).exists()]
+    if found:
+        wanted, other = ("an adapter", "a whole model") if adapted else ("a whole model", "an adapter")
+        raise FileExistsError(
+            f"{folder}: expected a folder to save {wanted} in, found {other} there ({found[0]}); choose another "
+            "folder, or delete the old files first"
+        )
 
 
 def _check_request(

@@ -13,9 +13,11 @@ import torch
 from accelerate import DistributedType
 
 from walrus_hf import Trajectory, WalrusPipeline, save_well
+from walrus_hf.curves import training_curves
 from walrus_hf.data.statistics import RunningStatistics, write_stats
 from walrus_hf.evaluation import Protocol, evaluate
 from walrus_hf.finetuning import fit
+from walrus_hf.training.records import read_metrics
 
 from .cli.conftest import simulation
 from .finetuning_runs import NAMES, QUICK, RUNS, decaying, write_base
@@ -130,6 +132,14 @@ def test_without_progress_the_run_ends_early_with_the_best_weights(base, tmp_pat
     assert (found["steps"], found["best_step"]) == (2, 0)
     for name, parameter in tuned.model.named_parameters():
         assert torch.equal(parameter, base.model.get_parameter(name)), name
+
+
+def test_the_metrics_of_a_run_are_shown_as_curves(folder, tmp_path):
+    fit(folder, RUNS, tmp_path / "out", **QUICK, validation_steps=1)
+    curves = training_curves(read_metrics(tmp_path / "out"))["validation VRMSE"]
+    expected = results(tmp_path / "out")["validations"][1:]  # the first one was before any step
+    for name, score in (("held-out data", "vrmse"), ("held-out data, persistence", "persistence")):
+        np.testing.assert_array_equal(curves[name], [[1, 2], [row[score] for row in expected]])
 
 
 def test_a_new_field_is_trained_beside_the_adapter_and_old_columns_stay(folder, base, tmp_path):

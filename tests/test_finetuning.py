@@ -233,6 +233,35 @@ def test_two_frames_a_stride_and_obstacles_work_in_training_and_in_forecasts(fol
     assert tuned.evaluate(tuned.predict(long.frames(0, 10), 3, seed=0, frame_stride=3, progress=False), long)
 
 
+def test_a_model_that_learnt_frames_farther_apart_warns_of_consecutive_ones(folder, tmp_path):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(folder, RUNS, tmp_path / "out", **{**QUICK, "frames": 2, "frame_stride": 3})
+    assert not [warning for warning in caught if "frames 3 apart" in str(warning.message)]  # its own are thinned
+    tuned = WalrusPipeline.from_pretrained(tmp_path / "out")
+    with pytest.warns(UserWarning, match=r"fine-tuned on frames 3 apart and is given consecutive ones.*frame_stride=3"):
+        forecast(tuned)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "the model was fine-tuned on frames")
+        for stride in (1, 3):
+            forecast(tuned, frame_stride=stride)
+        forecast(tuned, adapter="base")
+        forecast(fit(folder, RUNS, **QUICK))
+    with pytest.raises(ValueError, match="frame_stride of at least 1, found None and 0"):
+        forecast(tuned, frame_stride=0)
+
+
+def test_an_evaluation_of_such_a_model_says_so(folder, tmp_path):
+    pytest.importorskip("pandas")
+    data = save_well(RUNS, tmp_path / "runs.hdf5")
+    pipe, protocol = WalrusPipeline.from_pretrained(folder), Protocol(start=3, steps=1, windows={"1": (1, 1)})
+    notes = []
+    for stride in (1, 3):
+        pipe.processor.trained_stride = stride
+        notes.append(" ".join(evaluate(pipe, data, protocol=protocol, progress=False)["scenarios"]["runs"]["notes"]))
+    assert ["fine-tuned on frames 3 apart" in found for found in notes] == [False, True]
+
+
 def test_a_nan_stops_the_run_with_its_file_and_place(folder, tmp_path):
     runs = [simulation(seed=seed) for seed in range(3)]
     runs[1].fields["pressure"][7, 3, 3] = np.nan

@@ -222,6 +222,7 @@ def _open_parts(
     processor.field2id = {**old, **{name: len(old) + i for i, name in enumerate(names)}}
     for part in (opened, held):
         check_fields(processor, part.template, part.name)
+    processor.trained_stride = given.frame_stride
     volume = sum(n > 1 for n in opened.template.grid) == 3
     context = processor.most_frames(opened.template.grid)
     shortest = min(length for part in (opened, held) for _, length in part.lengths)

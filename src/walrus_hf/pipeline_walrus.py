@@ -35,7 +35,7 @@ from .fields import Trajectory
 from .metrics import lead_time_windows, score
 from .modeling_walrus import WalrusForPrediction
 from .processing_walrus import WalrusProcessor
-from .rollouts import hidden_changes, member_rollouts, small_changes
+from .rollouts import hidden_changes, member_rollouts, other_stride, small_changes
 
 BASE = "base"  # in `predict(adapter=)`: the model without any adapter
 # Lead times that the published evaluation averages over (arXiv 2511.15684, section 7), first and last step.
@@ -292,7 +292,7 @@ class WalrusPipeline:
         cache_steps: int = 1,
         progress: bool = True,
         frames: int | None = None,
-        frame_stride: int = 1,
+        frame_stride: int | None = None,
         adapter: str | None = None,
     ) -> Trajectory:
         """Forecast the frames that follow a trajectory.
@@ -312,7 +312,8 @@ class WalrusPipeline:
             progress: show a progress bar.
             frames: most frames to forecast from, at least 2; None takes the processor's `context_frames`
                 (`context_frames_3d` for volumes).
-            frame_stride: read every so many frames, and forecast frames as far apart.
+            frame_stride: read every so many frames, and forecast frames as far apart. None is 1, with a warning where
+                the model was fine-tuned on frames farther apart; 1 says that these are.
             adapter: name of the adapter to use, `"base"` for none; None takes the active one.
 
         Returns:
@@ -323,8 +324,12 @@ class WalrusPipeline:
         """
         with self._using(adapter) as processor:
             jitter = processor.jitter if jitter is None else jitter
-            _check_request(trajectory, prediction_length, ensemble_size, jitter, frames, frame_stride)
-            recent = _last_frames(trajectory, frames or processor.most_frames(trajectory.grid), frame_stride)
+            stride = 1 if frame_stride is None else frame_stride
+            _check_request(trajectory, prediction_length, ensemble_size, jitter, frames, stride)
+            line = other_stride(processor)
+            if line is not None and frame_stride is None:
+                warnings.warn(line, stacklevel=2)
+            recent = _last_frames(trajectory, frames or processor.most_frames(trajectory.grid), stride)
             held = {"use_cache": use_cache, "cache_steps": cache_steps}
             return self._forecast(processor, recent, prediction_length, ensemble_size, seed, jitter, tokens_per_axis,
                                   held, progress)  # fmt: skip

@@ -103,9 +103,10 @@ def finetune(
     rows += [[f"forecast, step {t}", *(f"{curves[name][t - 1]:.4f}" for name in who)] for t in times]
     print_table(f"VRMSE on held-out data ({results['data']}), mean over fields", ["", *who], rows)
     share = results["trained_parameters"] / results["parameters"]
+    apart = "" if frame_stride == 1 else f", and give it frames {frame_stride} apart (frame_stride={frame_stride})"
     typer.echo(
         f"wrote {output}: best at step {results['best_step']} of {results['steps']}, {share:.2%} of the parameters "
-        f"trained. Load it: WalrusPipeline.from_pretrained('{output}')"
+        f"trained. Load it: WalrusPipeline.from_pretrained('{output}'){apart}"
     )
 
 

@@ -13,9 +13,12 @@ import torch
 from accelerate import DistributedType
 
 from walrus_hf import Trajectory, WalrusPipeline, save_well
+from walrus_hf.curves import training_curves
 from walrus_hf.data.statistics import RunningStatistics, write_stats
+from walrus_hf.evaluation import Protocol, evaluate
 from walrus_hf.finetuning import fit
 from walrus_hf.finetuning_results import read_results
+from walrus_hf.training.records import read_metrics
 
 from .cli.conftest import simulation
 from .finetuning_runs import NAMES, QUICK, RUNS, decaying, write_base
@@ -139,6 +142,14 @@ def test_without_progress_the_run_ends_early_with_the_best_weights(base, tmp_pat
         assert torch.equal(parameter, base.model.get_parameter(name)), name
 
 
+def test_the_metrics_of_a_run_are_shown_as_curves(folder, tmp_path):
+    fit(folder, RUNS, tmp_path / "out", **QUICK, validation_steps=1)
+    curves = training_curves(read_metrics(tmp_path / "out"))["validation VRMSE"]
+    expected = results(tmp_path / "out")["validations"][1:]  # the first one was before any step
+    for name, score in (("held-out data", "vrmse"), ("held-out data, persistence", "persistence")):
+        np.testing.assert_array_equal(curves[name], [[1, 2], [row[score] for row in expected]])
+
+
 def test_a_new_field_is_trained_beside_the_adapter_and_old_columns_stay(folder, base, tmp_path):
     runs = [
         Trajectory({**run.fields, "smoke": run.fields["pressure"][:, ::-1].copy()}, run.boundary_conditions)
@@ -248,6 +259,35 @@ def test_two_frames_a_stride_and_obstacles_work_in_training_and_in_forecasts(fol
     assert np.all(found.fields["pressure"][:, mask] == 0)
     long = decaying(0, 20, obstacle_mask=mask)
     assert tuned.evaluate(tuned.predict(long.frames(0, 10), 3, seed=0, frame_stride=3, progress=False), long)
+
+
+def test_a_model_that_learnt_frames_farther_apart_warns_of_consecutive_ones(folder, tmp_path):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(folder, RUNS, tmp_path / "out", **{**QUICK, "frames": 2, "frame_stride": 3})
+    assert not [warning for warning in caught if "frames 3 apart" in str(warning.message)]  # its own are thinned
+    tuned = WalrusPipeline.from_pretrained(tmp_path / "out")
+    with pytest.warns(UserWarning, match=r"fine-tuned on frames 3 apart and is given consecutive ones.*frame_stride=3"):
+        forecast(tuned)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "the model was fine-tuned on frames")
+        for stride in (1, 3):
+            forecast(tuned, frame_stride=stride)
+        forecast(tuned, adapter="base")
+        forecast(fit(folder, RUNS, **QUICK))
+    with pytest.raises(ValueError, match="frame_stride of at least 1, found None and 0"):
+        forecast(tuned, frame_stride=0)
+
+
+def test_an_evaluation_of_such_a_model_says_so(folder, tmp_path):
+    pytest.importorskip("pandas")
+    data = save_well(RUNS, tmp_path / "runs.hdf5")
+    pipe, protocol = WalrusPipeline.from_pretrained(folder), Protocol(start=3, steps=1, windows={"1": (1, 1)})
+    notes = []
+    for stride in (1, 3):
+        pipe.processor.trained_stride = stride
+        notes.append(" ".join(evaluate(pipe, data, protocol=protocol, progress=False)["scenarios"]["runs"]["notes"]))
+    assert ["fine-tuned on frames 3 apart" in found for found in notes] == [False, True]
 
 
 def test_a_nan_stops_the_run_with_its_file_and_place(folder, tmp_path):
@@ -459,6 +499,42 @@ def test_an_adapter_of_another_base_is_refused_by_its_fingerprint(folder, tmp_pa
     (tmp_path / "out" / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"found another one in .*other \(other values in"):
         WalrusPipeline.from_pretrained(tmp_path / "out")
+
+
+def test_without_an_adapter_the_forecast_is_the_bases_whatever_the_adapter_changed(folder, base, tmp_path):
+    """Scales, names of fields, the smallest scale, and positions that are bound to one grid."""
+    runs = [Trajectory({"p": run.fields["pressure"]}, run.boundary_conditions) for run in RUNS]
+    settings = {"normalization": "global", "field_names": {"p": "pressure"}, "absolute_position": True}
+    tuned = fit(folder, runs, tmp_path / "out", **settings, **QUICK)
+    loaded, beside = (WalrusPipeline.from_pretrained(name) for name in (tmp_path / "out", folder))
+    beside.load_adapter(tmp_path / "out", "mine")
+    faint = {name: 1e-6 * values for name, values in RUNS[0].fields.items()}
+    for given in (RUNS[0], Trajectory(faint, RUNS[0].boundary_conditions), decaying(1, grid=(24, 32))):
+        expected = forecast(base, given)
+        for pipe in (tuned, loaded, beside):
+            np.testing.assert_array_equal(forecast(pipe, given, adapter="base"), expected)
+    smallest = [pipe.model.config.scale_eps for pipe in (base, tuned, loaded, beside)]
+    assert smallest == [1e-5, 1e-8, 1e-8, 1e-8]
+    for pipe in (loaded, beside):
+        np.testing.assert_array_equal(
+            *(one.predict(runs[0], 2, seed=0, progress=False).fields["p"] for one in (pipe, tuned))
+        )
+
+
+def test_an_evaluation_reads_data_as_the_active_adapter_does(folder, tmp_path):
+    pytest.importorskip("pandas")
+    data = save_well(
+        [Trajectory({"p": run.fields["pressure"]}, run.boundary_conditions) for run in RUNS], tmp_path / "p.hdf5"
+    )
+    fit(folder, data, tmp_path / "out", normalization="global", field_names={"p": "pressure"}, **QUICK)
+    beside = WalrusPipeline.from_pretrained(folder)
+    beside.load_adapter(tmp_path / "out", "mine")
+    protocol = Protocol(start=3, steps=2, windows={"1": (1, 1)}, resamples=10)
+    scores = [
+        evaluate(pipe, data, protocol=protocol, progress=False)["scenarios"]["p"]["forecasters"]["model"]["windows"]
+        for pipe in (WalrusPipeline.from_pretrained(tmp_path / "out"), beside)
+    ]
+    assert scores[0] == scores[1]
 
 
 def test_adapters_stand_side_by_side_and_are_switched_per_call(folder, base, tmp_path):

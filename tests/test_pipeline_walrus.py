@@ -393,6 +393,67 @@ def test_an_adapter_folder_finds_its_base(pipe, folder, tmp_path):
     assert same(WalrusPipeline.from_pretrained(tmp_path / "again").predict(given, 2, seed=0, progress=False), expected)
 
 
+@pytest.fixture
+def adapters(pipe, folder, tmp_path):
+    """Folders of two adapters of the same base, the second with a processor of its own."""
+    peft = pytest.importorskip("peft")
+    for seed, name in enumerate(("one", "two")):
+        torch.manual_seed(seed)
+        settings = peft.LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+        adapted = peft.get_peft_model(WalrusForPrediction.from_pretrained(folder), settings)
+        processor = processor_for(pipe.model.config)
+        processor.tokens_per_axis = 2 + seed
+        WalrusPipeline(adapted, processor).save_pretrained(tmp_path / name)
+    return tmp_path / "one", tmp_path / "two"
+
+
+@pytest.mark.parametrize("start", ["the base", "another adapter"])
+def test_an_adapter_that_was_loaded_by_name_is_saved_where_it_is_found_again(folder, adapters, tmp_path, start):
+    one, two = adapters
+    named = WalrusPipeline.from_pretrained(folder if start == "the base" else one)
+    named.load_adapter(two, "mine")
+    named.model.set_adapter("mine")
+    named.save_pretrained(tmp_path / "saved")
+    written = {path.name for path in (tmp_path / "saved").iterdir()}
+    assert written == {"README.md", "adapter_config.json", "adapter_model.safetensors", "preprocessor_config.json"}
+    found, expected = (WalrusPipeline.from_pretrained(path) for path in (tmp_path / "saved", two))
+    assert found.processor.tokens_per_axis == 3
+    assert same(*(pipe.predict(simulation(), 2, seed=0, progress=False) for pipe in (found, expected)))
+
+
+def test_a_saved_adapter_leaves_a_card_and_folders_beside_it_alone(folder, adapters):
+    one, two = adapters
+    (one / "README.md").write_text("mine")
+    shutil.copytree(two, one / "other")
+    kept = {file: file.read_bytes() for file in [one / "README.md", *(one / "other").iterdir()]}
+    named = WalrusPipeline.from_pretrained(folder)
+    named.load_adapter(one, "other")
+    named.save_pretrained(one)
+    assert {file: file.read_bytes() for file in kept} == kept
+
+
+def test_a_whole_model_and_an_adapter_are_not_saved_in_one_folder(pipe, folder, adapters, tmp_path):
+    one, two = adapters
+    whole = shutil.copytree(folder, tmp_path / "whole")
+    before = {file: file.read_bytes() for place in (one, whole) for file in place.iterdir()}
+    loaded = WalrusPipeline.from_pretrained(two)
+    with pytest.raises(FileExistsError, match=r"whole: expected a folder to save an adapter in, found a whole model"):
+        loaded.save_pretrained(whole)
+    with pytest.raises(FileExistsError, match=r"expected a folder to save a whole model in, found an adapter there"):
+        loaded.merge_adapter().save_pretrained(one)
+    assert {file: file.read_bytes() for place in (one, whole) for file in place.iterdir()} == before
+    expected = pipe.predict(simulation(), 2, seed=0, progress=False)
+    pipe.save_pretrained(whole)
+    assert same(WalrusPipeline.from_pretrained(whole).predict(simulation(), 2, seed=0, progress=False), expected)
+
+
+def test_an_adapter_that_replaces_another_leaves_no_record_of_it(adapters):
+    one, two = adapters
+    (one / "walrus_adapter.json").write_text("of the adapter that was there")
+    WalrusPipeline.from_pretrained(two).save_pretrained(one)
+    assert not (one / "walrus_adapter.json").exists()
+
+
 def test_an_adapter_whose_base_is_gone_is_refused(tmp_path):
     pytest.importorskip("peft")
     settings = {"peft_type": "LORA", "base_model_name_or_path": str(tmp_path / "gone")}

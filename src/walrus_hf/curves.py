@@ -19,6 +19,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6
 DASHES = ("-", "-", "-", "-", (0, (6, 2)), (0, (6, 2)), (0, (6, 2)), (0, (2, 2)))
 TRAINING_PANELS = ("loss", "loss by field", "validation VRMSE", "learning rate", "gradient norm")
 PERSISTENCE = ", persistence"  # ends the name of a curve of validation that belongs to persistence
+HELD_OUT = "held-out data"
 MAX_POINTS = 200  # of a training curve; more are averaged in bins
 
 
@@ -112,7 +113,8 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, tu
     """Panel -> curve -> (steps, values), from the rows of a `metrics.jsonl`; means of bins where there are many rows.
 
     Panels, where the rows have them: `loss` (mean and each scenario), `loss by field`, `validation VRMSE` (each
-    scenario, and persistence beside it), `learning rate`, `gradient norm`.
+    scenario, and persistence beside it), `learning rate`, `gradient norm`. Fine-tuning has one source to validate on,
+    whose scores stand in the row by themselves: they are called `held-out data`.
 
     Raises:
         ValueError: no rows, or rows without a step and a loss.
@@ -134,7 +136,8 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, tu
         for panel, key in (("loss", "losses"), ("loss by field", "field_losses")):
             for name, value in (row.get(key) or {}).items():
                 add(panel, name, step, value)
-        for name, scores in (row.get("validation") or {}).items():
+        validation = row.get("validation") or {}
+        for name, scores in ({HELD_OUT: validation} if "vrmse" in validation else validation).items():
             add("validation VRMSE", name, step, scores.get("vrmse"))
             add("validation VRMSE", name + PERSISTENCE, step, scores.get("persistence"))
         add("learning rate", "learning rate", step, row.get("learning_rate"))

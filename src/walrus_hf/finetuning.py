@@ -88,12 +88,12 @@ def fit(
     pipe, base_name = _own_copy(model, given, accelerator.device)
     if folder is not None:
         _check_base(folder, base_name, given)
-    data_parts = _open_parts(pipe.processor, data, validation, given)
+    data_parts = _open_parts(copy.deepcopy(pipe.processor), data, validation, given)
     base = fingerprint(pipe.model)
     model_to_train, record = _prepare_model(pipe, data_parts, base_name, base, given)
     identity = given.identity() | {"base": _digest(base), "processes": accelerator.num_processes}
     tuning, rollout = _prepare_run(accelerator, model_to_train, data_parts, folder, given, identity)
-    result = WalrusPipeline(model_to_train, data_parts.processor, record)
+    result = WalrusPipeline(model_to_train, data_parts.processor, record, base=None if record is None else pipe)
     if not (given.resume and tuning.resume()):
         tuning.progress.notes["before"] = rollout.errors(accelerator, result)
         if has_old and folder is not None:
@@ -248,6 +248,7 @@ def _open_parts(
     processor.field2id = {**old, **{name: len(old) + i for i, name in enumerate(names)}}
     for part in (opened, held):
         check_fields(processor, part.template, part.name)
+    processor.trained_stride = given.frame_stride
     volume = sum(n > 1 for n in opened.template.grid) == 3
     context = processor.most_frames(opened.template.grid)
     shortest = min(length for part in (opened, held) for _, length in part.lengths)

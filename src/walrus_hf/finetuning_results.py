@@ -64,7 +64,7 @@ class Rollouts:
         for place in range(len(self.numbers))[accelerator.process_index :: accelerator.num_processes]:
             context, truth = self.parts(place)
             steps = truth.num_frames
-            forecast = pipe.predict(context, steps, seed=place, progress=False)
+            forecast = pipe.predict(context, steps, seed=place, progress=False, frame_stride=1)
             yield place, truth, [forecast, persistence(context, steps)]
 
 
@@ -160,4 +160,5 @@ def _draw(folder: Path, pipe: WalrusPipeline, curves: Mapping[str, list[float]],
     named = {"before": "before fine-tuning", "after": "after fine-tuning", "persistence": "persistence"}
     plot_error_growth({named[who]: np.array(curve) for who, curve in curves.items()}, folder / "error_growth.png")
     context, truth = rollout.parts(0)
-    plot_panels(pipe.predict(context, truth.num_frames, seed=0, progress=False), truth, folder / "forecast.png")
+    forecast = pipe.predict(context, truth.num_frames, seed=0, progress=False, frame_stride=1)
+    plot_panels(forecast, truth, folder / "forecast.png")

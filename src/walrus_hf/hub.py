@@ -30,7 +30,7 @@ from .model_card import RESULTS_FORMAT, adapter_card, checkpoint_card, pushed_ca
 from .modeling_walrus import WalrusForPrediction
 
 PROCESSOR = "preprocessor_config.json"
-EVALUATION = "evaluation.json"
+EVALUATION, RESULTS = "evaluation.json", "results.json"
 WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 # What a repository is loaded from: files of these names that a push does not bring are of another state, and deleted.
 STATE = re.compile(
@@ -127,10 +127,15 @@ def prepare_upload(
             _check_results(measured, Path(str(results)), folder)
         files[EVALUATION] = _json_bytes(_without_paths(measured, repo_id))
     card = (folder / "README.md").read_text(encoding="utf-8") if "README.md" in names else ""
+    local = _local_names(folder, base_model)
+    for name, public in local.items():
+        card = card.replace(f"`{name}`", f"`{public}`")
+    if RESULTS in files:
+        found = _read_json(folder / RESULTS)  # of `fit`, or of an evaluation in the same folder
+        evaluated = found.get("format") == RESULTS_FORMAT
+        files[RESULTS] = _json_bytes(_without_paths(found, repo_id) if evaluated else _renamed(found, local))
     if adapter:
-        trained_on = _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-        base_model = base_model or trained_on
-        card = card.replace(f"`{trained_on}`", f"`{base_model}`")  # a path of this machine
+        base_model = base_model or _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
     if not card or "[More Information Needed]" in card:  # what PEFT writes into the folder of every adapter
         card = _new_adapter_card(folder, str(base_model)) if adapter else _new_card(folder, costs)
     pictures = [name for name in names if name.endswith(".gif") or name == "forecast.png"]  # the latter is fit's
@@ -392,7 +397,7 @@ def read_results(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is none, or an evaluation that has not finished.
         ValueError: another format, or a damaged file.
     """
-    file = path / "results.json" if path.is_dir() else path
+    file = path / RESULTS if path.is_dir() else path
     if not file.is_file():
         unfinished = (file.parent / "partial").is_dir()
         found = "one that has not finished; the same command again finishes it" if unfinished else "none"
@@ -413,6 +418,32 @@ def _check_results(results: Mapping[str, Any], file: Path, folder: Path) -> None
             f"{file}: expected an evaluation of the weights in {folder} ({digest[:12]}), found one of others "
             f"({str(found)[:12]}); run `walrus-hf evaluate --model {folder}` again"
         )
+
+
+def _local_names(folder: Path, base_model: str | None) -> dict[str, str]:
+    """What this machine calls the base and the statistics that `fit` started from -> what others may read."""
+    fitted, adapter = (
+        _read_json(folder / name) if (folder / name).is_file() else {} for name in (RESULTS, "adapter_config.json")
+    )
+    bases = {str(base) for base in (adapter.get("base_model_name_or_path"), fitted.get("base")) if base}
+    names = {base: base_model or _public_name(base) for base in bases}
+    settings = fitted.get("settings")
+    statistics = settings.get("normalization") if isinstance(settings, dict) else None
+    return names | ({statistics: Path(statistics).name} if isinstance(statistics, str) else {})
+
+
+def _public_name(base: str) -> str:
+    """A base's name on the Hub or in the package; of another folder the last part, which is no path."""
+    return base if is_on_hub(base) or is_packaged(base) else Path(base).name
+
+
+def _renamed(content: Any, names: Mapping[str, str]) -> Any:
+    """JSON values with some texts replaced."""
+    if isinstance(content, dict):
+        return {key: _renamed(value, names) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_renamed(value, names) for value in content]
+    return names.get(content, content) if isinstance(content, str) else content
 
 
 def _without_paths(results: Mapping[str, Any], repo_id: str) -> dict[str, Any]:

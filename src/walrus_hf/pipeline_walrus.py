@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from tqdm.auto import tqdm
 from transformers.configuration_utils import PreTrainedConfig
 
 from .adapter_files import (
+    RECORD_FILE,
     AdapterRecord,
     adapter_config,
     adapter_folder,
@@ -26,14 +28,14 @@ from .adapter_files import (
     fingerprint,
     first_line,
 )
-from .adapters import bare_model, join_columns
+from .adapters import bare_model, configs_of, join_columns
 from .checkpoints import locate
 from .configuration_walrus import WalrusConfig
 from .fields import Trajectory
 from .metrics import lead_time_windows, score
 from .modeling_walrus import WalrusForPrediction
 from .processing_walrus import WalrusProcessor
-from .rollouts import hidden_changes, member_rollouts, small_changes
+from .rollouts import hidden_changes, member_rollouts, other_stride, small_changes
 
 BASE = "base"  # in `predict(adapter=)`: the model without any adapter
 # Lead times that the published evaluation averages over (arXiv 2511.15684, section 7), first and last step.
@@ -47,6 +49,7 @@ class WalrusPipeline:
         model: a [`WalrusForPrediction`], or one with PEFT adapters.
         processor: its [`WalrusProcessor`]; None makes one that fits the model's configuration.
         adapter_record: what is known of the base of its adapters; `fit` and `from_pretrained` give it.
+        base: the pipeline that the adapters were added to, for what the model reads without them; they give it too.
     """
 
     def __init__(
@@ -54,11 +57,14 @@ class WalrusPipeline:
         model: WalrusForPrediction,
         processor: WalrusProcessor | None = None,
         adapter_record: AdapterRecord | None = None,
+        base: WalrusPipeline | None = None,
     ):
         self.model: Any = model.eval()
-        self.processor = processor or processor_for(model.config)
+        own = processor or processor_for(model.config)
         self.adapter_record = adapter_record
-        self._processors: dict[str, WalrusProcessor] = {}  # of adapters that were loaded by name
+        # By adapter; under BASE those of the model without any.
+        self._processors = {BASE: own if base is None else base.processor, **dict.fromkeys(self._adapters(), own)}
+        self._scale_eps: dict[str, float] = {BASE: model.config.scale_eps if base is None else base._scale_eps[BASE]}
         known = model.config.field2id or {}
         for name, i in self.processor.field2id.items():
             if known.get(name) != i:
@@ -66,6 +72,12 @@ class WalrusPipeline:
                     f"processor: its vocabulary gives {name!r} the id {i}, the model's gives {known.get(name)}; load "
                     "both from one checkpoint, or make the processor with field2id=model.config.field2id"
                 )
+
+    @property
+    def processor(self) -> WalrusProcessor:
+        """That of the active adapter, or of a model without one."""
+        active = self.model.active_adapter if self._adapters() else BASE
+        return self._processors.get(active, self._processors[BASE])
 
     @classmethod
     def from_pretrained(
@@ -108,7 +120,7 @@ class WalrusPipeline:
             record.extension.apply(base.model, separate=True)
         own = (folder / "preprocessor_config.json").is_file()
         processor = load_processor(str(folder), "main") if own else base.processor
-        return cls(attach_adapter(base.model, folder, "default").to(device), processor, record)
+        return cls(attach_adapter(base.model, folder, "default").to(device), processor, record, base)
 
     def load_adapter(self, folder: str | Path, name: str) -> None:
         """Load one more adapter of the same base; `predict(adapter=name)` takes it.
@@ -129,6 +141,8 @@ class WalrusPipeline:
             raise ValueError(f"name: expected one that is not taken, found {name!r} beside {', '.join(adapted)}")
         known = self.adapter_record.base if self.adapter_record is not None else fingerprint(bare_model(self.model))
         record = check_base(found, known, "this pipeline")
+        if not adapted:
+            self._scale_eps[BASE] = self.model.config.scale_eps
         if record is not None and not adapted:
             record.extension.apply(self.model, separate=True)
             self.adapter_record = record
@@ -140,7 +154,8 @@ class WalrusPipeline:
         device = next(self.model.parameters()).device
         self.model = attach_adapter(self.model, found, name).to(device).eval()
         own = (found / "preprocessor_config.json").is_file()
-        self._processors[name] = load_processor(str(found), "main") if own else self.processor
+        self._processors[name] = load_processor(str(found), "main") if own else self._processors[BASE]
+        self._scale_eps[name] = self._scale_eps[BASE] if record is None else record.extension.scale_eps
 
     def merge_adapter(self) -> WalrusPipeline:
         """A pipeline whose model has the active adapter merged into its weights, to rounding; this one is used up.
@@ -151,10 +166,10 @@ class WalrusPipeline:
         active = self._adapters()
         if not active:
             raise ValueError("merge_adapter: expected a pipeline with an adapter, found none")
-        name = self.model.active_adapter
+        processor = self.processor
         merged = self.model.merge_and_unload(safe_merge=True)
         join_columns(merged)
-        return WalrusPipeline(merged, self._processors.get(name, self.processor))
+        return WalrusPipeline(merged, processor)
 
     def _adapters(self) -> list[str]:
         return [] if isinstance(self.model, WalrusForPrediction) else list(self.model.peft_config)
@@ -163,30 +178,77 @@ class WalrusPipeline:
     def _using(self, adapter: str | None) -> Iterator[WalrusProcessor]:
         """The processor that goes with an adapter, which is active inside the block."""
         known = self._adapters()
-        if adapter is None:
-            active = self.model.active_adapter if known else ""
-            yield self._processors.get(active, self.processor)
+        if adapter is None or (adapter == BASE and not known):
+            yield self.processor
         elif adapter == BASE:
-            with self.model.disable_adapter() if known else contextlib.nullcontext():
-                yield self.processor
+            with self.model.disable_adapter(), self._without_position(), self._smallest_scale(BASE):
+                yield self._processors[BASE]
         elif adapter not in known:
             raise ValueError(f"adapter: expected one of {', '.join([BASE, *known])}, found {adapter!r}")
         else:
             active = self.model.active_adapter
             self.model.set_adapter(adapter, inference_mode=True)
             try:
-                yield self._processors.get(adapter, self.processor)
+                with self._smallest_scale(adapter):
+                    yield self._processors.get(adapter, self._processors[BASE])
             finally:
                 self.model.set_adapter(active, inference_mode=True)
 
+    @contextlib.contextmanager
+    def _smallest_scale(self, adapter: str) -> Iterator[None]:
+        """Fine-tuning has a smaller `scale_eps` than its base, and all share one configuration."""
+        configs, before = list(configs_of(self.model)), self.model.config.scale_eps
+        for config in configs:
+            config.scale_eps = self._scale_eps.get(adapter, before)
+        try:
+            yield
+        finally:
+            for config in configs:
+                config.scale_eps = before
+
+    @contextlib.contextmanager
+    def _without_position(self) -> Iterator[None]:
+        """PEFT keeps what fine-tuning added as the base's own: the first draw of a position embedding, on one grid."""
+        added = self.adapter_record is not None and self.adapter_record.extension.absolute_position_shape is not None
+        inner = bare_model(self.model).model
+        position = inner.absolute_position
+        inner.absolute_position = None if added else position
+        try:
+            yield
+        finally:
+            inner.absolute_position = position
+
     def save_pretrained(self, directory: str | Path, max_shard_size: str = "50GB") -> None:
-        """Configuration, weights (safetensors) and processor in one folder; of a model with an adapter, the adapter."""
-        # Where new fields have grown the vocabulary, PEFT would store whole encoders beside an adapter.
-        own: dict[str, Any] = {"max_shard_size": max_shard_size}
-        self.model.save_pretrained(directory, **({"save_embedding_layers": False} if self._adapters() else own))
-        self.processor.save_pretrained(directory)
+        """Configuration, weights (safetensors) and processor in one folder; of adapters the active one.
+
+        Raises:
+            FileExistsError: a whole model is there and this would be an adapter, or the other way round.
+        """
+        folder, adapted = Path(directory), bool(self._adapters())
+        _refuse_other_kind(folder, adapted)
+        folder.mkdir(parents=True, exist_ok=True)
+        if adapted:
+            self._save_adapter(folder)
+        else:
+            self.model.save_pretrained(folder, max_shard_size=max_shard_size)
+        self.processor.save_pretrained(folder)
+
+    def _save_adapter(self, folder: Path) -> None:
+        """The active adapter at the top, where `from_pretrained` looks; PEFT gives named ones folders of their own."""
+        name = self.model.active_adapter
+        with tempfile.TemporaryDirectory(prefix=".adapter-", dir=folder) as aside:
+            # Where new fields have grown the vocabulary, PEFT would store whole encoders beside an adapter.
+            self.model.save_pretrained(aside, selected_adapters=[name], save_embedding_layers=False)
+            written = Path(aside) if name == "default" else Path(aside) / name
+            for file in written.iterdir():
+                if file.name != "README.md":
+                    os.replace(file, folder / file.name)
+            if not (folder / "README.md").exists():
+                os.replace(Path(aside) / "README.md", folder / "README.md")
         if self.adapter_record is not None:
-            self.adapter_record.save(Path(directory))
+            self.adapter_record.save(folder)
+        else:
+            (folder / RECORD_FILE).unlink(missing_ok=True)  # of the adapter that was there
 
     def push_to_hub(
         self,
@@ -230,7 +292,7 @@ class WalrusPipeline:
         cache_steps: int = 1,
         progress: bool = True,
         frames: int | None = None,
-        frame_stride: int = 1,
+        frame_stride: int | None = None,
         adapter: str | None = None,
     ) -> Trajectory:
         """Forecast the frames that follow a trajectory.
@@ -250,7 +312,8 @@ class WalrusPipeline:
             progress: show a progress bar.
             frames: most frames to forecast from, at least 2; None takes the processor's `context_frames`
                 (`context_frames_3d` for volumes).
-            frame_stride: read every so many frames, and forecast frames as far apart.
+            frame_stride: read every so many frames, and forecast frames as far apart. None is 1, with a warning where
+                the model was fine-tuned on frames farther apart; 1 says that these are.
             adapter: name of the adapter to use, `"base"` for none; None takes the active one.
 
         Returns:
@@ -261,8 +324,12 @@ class WalrusPipeline:
         """
         with self._using(adapter) as processor:
             jitter = processor.jitter if jitter is None else jitter
-            _check_request(trajectory, prediction_length, ensemble_size, jitter, frames, frame_stride)
-            recent = _last_frames(trajectory, frames or processor.most_frames(trajectory.grid), frame_stride)
+            stride = 1 if frame_stride is None else frame_stride
+            _check_request(trajectory, prediction_length, ensemble_size, jitter, frames, stride)
+            line = other_stride(processor)
+            if line is not None and frame_stride is None:
+                warnings.warn(line, stacklevel=2)
+            recent = _last_frames(trajectory, frames or processor.most_frames(trajectory.grid), stride)
             held = {"use_cache": use_cache, "cache_steps": cache_steps}
             return self._forecast(processor, recent, prediction_length, ensemble_size, seed, jitter, tokens_per_axis,
                                   held, progress)  # fmt: skip
@@ -334,6 +401,18 @@ class WalrusPipeline:
             windows = tuple((first, last) for first, last in WINDOWS if last <= forecast.num_frames)
             windows += ((1, forecast.num_frames),) if (1, forecast.num_frames) not in windows else ()
         return lead_time_windows(scores, windows)
+
+
+def _refuse_other_kind(folder: Path, adapted: bool) -> None:
+    """A whole model beside an adapter would not be loaded, and an adapter beside a whole model hides that."""
+    whole = ("config.json", "model.safetensors", "model.safetensors.index.json")
+    found = [name for name in (whole if adapted else ("adapter_config.json",)) if (folder / name).exists()]
+    if found:
+        wanted, other = ("an adapter", "a whole model") if adapted else ("a whole model", "an adapter")
+        raise FileExistsError(
+            f"{folder}: expected a folder to save {wanted} in, found {other} there ({found[0]}); choose another "
+            "folder, or delete the old files first"
+        )
 
 
 def _check_request(

@@ -59,6 +59,8 @@ class WalrusProcessor(FeatureExtractionMixin):
             given frames, for models trained that way.
         hold_scales: keep the scales of the given frames through a forecast. The published rollout renews them at each
             step. Global scales win.
+        trained_stride: distance of the frames that the model was fine-tuned on. Above 1, whoever gives it consecutive
+            frames is warned; nothing else follows from it.
     """
 
     model_input_names = [  # noqa: RUF012
@@ -79,12 +81,13 @@ class WalrusProcessor(FeatureExtractionMixin):
         log_fields: Sequence[str] = (),
         global_scales: Mapping[str, Mapping[str, Any]] | None = None,
         hold_scales: bool = False,
+        trained_stride: int = 1,
         **kwargs,
     ):
         counts = {
             "tokens_per_axis": tokens_per_axis, "tokens_per_axis_3d": tokens_per_axis_3d,
             "num_hidden_layers": num_hidden_layers, "context_frames": context_frames,
-            "context_frames_3d": context_frames_3d,
+            "context_frames_3d": context_frames_3d, "trained_stride": trained_stride,
         }  # fmt: skip
         for name, count in counts.items():
             if not isinstance(count, int) or count < 1:
@@ -103,6 +106,7 @@ class WalrusProcessor(FeatureExtractionMixin):
         self.log_fields = list(log_fields)
         self.global_scales = {kind: dict(values) for kind, values in global_scales.items()} if global_scales else None
         self.hold_scales = hold_scales
+        self.trained_stride = trained_stride
         self._warned_grids: set = set()
         super().__init__(**kwargs)
 

@@ -77,6 +77,17 @@ def small_changes(
     return found
 
 
+def other_stride(processor: WalrusProcessor) -> str | None:
+    """What to know before the model is given consecutive frames, where it was fine-tuned on others; else None."""
+    stride = processor.trained_stride
+    if stride == 1:
+        return None
+    return (
+        f"the model was fine-tuned on frames {stride} apart and is given consecutive ones: unless those are as far "
+        f"apart in time, it has not learnt this; give it one frame in {stride} (frame_stride={stride} in Python)"
+    )
+
+
 def hidden_changes(processor: WalrusProcessor, inputs: Mapping[str, Tensor], trajectory: Trajectory) -> list[str]:
     """Fields whose change a frame float32, in which the model reads them, does not tell apart at their magnitude.
 

@@ -31,6 +31,11 @@ def test_an_adapter_is_trained_compared_and_found_again(run, finetune, tmp_path)
         assert (tmp_path / "out" / picture).stat().st_size > 1000
 
 
+def test_of_a_model_that_learns_frames_farther_apart_it_is_said(run, finetune, tmp_path):
+    done = run(*finetune, "--frames", "2", "--frame-stride", "2", "--preset", "attention", "--output", tmp_path / "out")
+    assert "and give it frames 2 apart (frame_stride=2)" in done.out, done.err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,6 +1,8 @@
 """`walrus-hf forecast`: what it writes, and how it refuses."""
 
+import json
 import resource
+import shutil
 from pathlib import Path
 
 import h5py
@@ -320,3 +322,11 @@ def test_a_disk_that_is_really_full_ends_the_program_with_code_1(forecast, tmp_p
     assert list(tmp_path.iterdir()) == []
     assert "Traceback" not in full.stderr
     assert full.returncode == 1
+
+
+def test_consecutive_frames_are_warned_of_where_a_model_was_fine_tuned_on_others(run, file, model, tmp_path):
+    settings = shutil.copytree(model, tmp_path / "tuned") / "preprocessor_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"trained_stride": 4}))
+    done = run("forecast", file, "--model", tmp_path / "tuned", "--output", tmp_path / "out.hdf5", "--steps", "1")
+    assert done.code == 0
+    assert "warning: the model was fine-tuned on frames 4 apart and is given consecutive ones" in done.err

@@ -283,6 +283,17 @@ def test_results_are_kept_until_new_ones_replace_them(pipe, runs, tmp_path, coun
     assert json.loads((tmp_path / "out" / "results.json").read_text())["protocol"]["seed"] == 1
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_of_ones_own_that_is_called_partial_is_left_alone(pipe, runs, tmp_path, counted, overwrite):
+    mine = tmp_path / "out" / "partial" / "thesis.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(FileExistsError, match=r"expected nothing but parts of an evaluation, found thesis\.txt"):
+        run(pipe, runs, tmp_path / "out", overwrite=overwrite)
+    assert mine.read_text() == "mine"
+    assert counted["numbers"] == []
+
+
 def test_without_a_folder_nothing_is_written(pipe, runs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     results = run(pipe, runs)

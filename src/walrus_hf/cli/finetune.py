@@ -99,9 +99,10 @@ def finetune(
         return
     print_table(f"VRMSE on held-out data ({results['data']}), mean over fields", ["", *WHO], error_rows(results))
     share = results["trained_parameters"] / results["parameters"]
+    apart = "" if frame_stride == 1 else f", and give it frames {frame_stride} apart (frame_stride={frame_stride})"
     typer.echo(
         f"wrote {output}: best at step {results['best_step']} of {results['steps']}, {share:.2%} of the parameters "
-        f"trained. Load it: WalrusPipeline.from_pretrained('{output}')"
+        f"trained. Load it: WalrusPipeline.from_pretrained('{output}'){apart}"
     )
 
 

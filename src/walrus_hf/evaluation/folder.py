@@ -24,13 +24,15 @@ from .results import Record, finite, markdown, write_json, write_parquet
 RESULTS, TRAJECTORIES, TABLE, FORECASTS, PARTIAL = (
     "results.json", "trajectories.parquet", "table.md", "forecasts", "partial",
 )  # fmt: skip
+# What an evaluation writes there; names that begin with a dot are of files that a crash left half written.
+PARTS = re.compile(r"\..+|.+-\d+\.json|settings\.json|results\.json|trajectories\.parquet|table\.md|forecasts")
 
 
 class EvaluationFolder:
     """A folder to write results to.
 
     Raises:
-        FileExistsError: it holds results, and `overwrite` is off.
+        FileExistsError: it holds results, and `overwrite` is off; or `partial/` holds what no evaluation writes.
         NotADirectoryError: there is a file of that name.
     """
 
@@ -44,11 +46,21 @@ class EvaluationFolder:
             )
         self.partial = self.path / PARTIAL
         self.forecasts = self.partial / FORECASTS
+        self._refuse_foreign_files()
 
     def require_packages(self) -> None:
         """`ImportError` before anything is computed, where the results could not be written."""
         if not all(find_spec(package) for package in ("pandas", "pyarrow")):
             raise ImportError("results are written with the extra `eval`: pip install 'walrus-hf[eval]'")
+
+    def _refuse_foreign_files(self) -> None:
+        """The folder of parts is taken away in the end, and somebody may have one of that name."""
+        foreign = sorted(path.name for path in self.partial.glob("*") if not PARTS.fullmatch(path.name))
+        if foreign or self.partial.is_file():
+            raise FileExistsError(
+                f"{self.partial}: expected nothing but parts of an evaluation, found {(foreign or ['a file'])[0]}; "
+                "choose another folder"
+            )
 
     def begin(self, settings: Mapping[str, Any]) -> None:
         """Go on with what is finished, or begin.

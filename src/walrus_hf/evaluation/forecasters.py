@@ -18,7 +18,7 @@ from ..hub import tensors_digest
 from ..jitter import warn_unmeasured
 from ..pipeline_walrus import WalrusPipeline
 from ..processing_walrus import WalrusProcessor
-from ..rollouts import hidden_changes, member_rollouts, small_changes
+from ..rollouts import hidden_changes, member_rollouts, other_stride, small_changes
 
 # Fields of one frame, each `(members, *grid, ...)`.
 Frame = dict[str, np.ndarray]
@@ -68,7 +68,8 @@ class WalrusForecaster:
         self.zero_fields = () if scenario is None else scenario.zero_fields
         self.ensemble_size = ensemble_size
         self.jitter, self.tokens_per_axis = self.processor.jitter if jitter is None else jitter, tokens_per_axis
-        self.notes: list[str] = []
+        line = other_stride(self.processor)
+        self.notes = [] if line is None else [line]
 
     def readable(self, context: Trajectory) -> Trajectory:
         """The context with the fields that the model knows; what is left out is noted, once.

@@ -17,10 +17,12 @@ from walrus_hf.curves import training_curves
 from walrus_hf.data.statistics import RunningStatistics, write_stats
 from walrus_hf.evaluation import Protocol, evaluate
 from walrus_hf.finetuning import fit
+from walrus_hf.finetuning_data import open_data
 from walrus_hf.finetuning_results import read_results
 from walrus_hf.training.records import read_metrics
 
 from .cli.conftest import simulation
+from .data.wells import write_source
 from .finetuning_runs import NAMES, QUICK, RUNS, decaying, write_base
 from .small_model import small_model
 
@@ -397,6 +399,21 @@ def test_an_output_folder_with_something_in_it_is_kept(folder, tmp_path):
         with pytest.raises(FileExistsError, match=f"expected an {expected}.*, found other files; choose another one$"):
             fit(folder, RUNS, tmp_path, **settings, **QUICK)
     assert contents(tmp_path) == {"README.md": b"mine"}
+
+
+def test_a_first_start_that_may_resume_takes_a_folder_that_holds_logs_alone(folder, tmp_path):
+    (tmp_path / "slurm-1.out").write_text("started")
+    fit(folder, RUNS, tmp_path, resume=True, **QUICK)
+    assert read_results(tmp_path) is not None
+    assert (tmp_path / "slurm-1.out").read_text() == "started"
+    assert not list(tmp_path.glob("*checkpoints*"))
+
+
+def test_a_run_may_be_resumed_on_a_copy_of_its_data(tmp_path):
+    first = write_source(tmp_path / "a", files=1)
+    shutil.copytree(first, tmp_path / "copy" / "a")
+    one, other = (open_data(str(place)).identity() for place in (first, tmp_path / "copy" / "a"))
+    assert one == other
 
 
 @pytest.mark.parametrize("settings", [{"resume": True}, {"overwrite": True}])

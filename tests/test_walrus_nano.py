@@ -180,7 +180,7 @@ def test_packed_are_the_averages_of_a_checkpoint_rounded_to_bfloat16(measure, tm
     assert (packed.processor.context_frames, packed.processor.context_frames_3d) == (4, 4)
     start = tmp_path / "start"
     WalrusForPrediction(arguments.config()).save_pretrained(start)
-    measure.pack(tmp_path / "step", arguments, tmp_path / "packed", halfway=start)
+    measure.pack(tmp_path / "step", arguments, tmp_path / "packed", mean_with=[start])
     mixed = WalrusPipeline.from_pretrained(tmp_path / "packed", device="cpu").model.state_dict()
     for name, value in WalrusForPrediction.from_pretrained(start).state_dict().items():
         mean = (average.averages[f"model.{name}"] + value) / 2

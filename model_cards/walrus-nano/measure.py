@@ -6,8 +6,8 @@
 
 COMMIT is what the run was started at, `--recipe` names its settings where they are not those of nano.yaml, `--cores`
 how many processes it had, and `--history` says where it departed from the recipe. A run that started from the weights
-of another adds its steps, minutes and windows to those of `--earlier`, and may be mixed with them, half and half, by
-`--halfway`.
+of another adds its steps, minutes and windows to those of `--earlier`, and may be averaged with weights it came from by
+`--mean-with`.
 
 The running averages of RUN's last checkpoint are rounded to bfloat16. With these the package's own evaluator forecasts
 the test split of every source, and simulations that are unlike them (`simulations.py`, kept in DATA/unseen-*), beside
@@ -88,7 +88,14 @@ def main() -> None:
         "--earlier", type=int, nargs=3, default=(0, 0, 0), metavar=("STEPS", "MINUTES", "WINDOWS"),
         help="of the run whose weights it started from",
     )  # fmt: skip
-    parser.add_argument("--halfway", type=Path, metavar="FOLDER", help="take the mean with the weights of this model")
+    parser.add_argument(
+        "--mean-with",
+        type=Path,
+        nargs="+",
+        default=(),
+        metavar="FOLDER",
+        help="take the mean with these models' weights",
+    )
     parser.add_argument(
         "--unseen", action="store_true", help="only what simulations.py has, with the package's weights"
     )
@@ -111,13 +118,15 @@ def measure(given: argparse.Namespace) -> None:
     """Weights into the package; `results.json` and the film here."""
     data, run = given.data, given.run
     arguments = PretrainingArguments(**read_recipe(given.recipe))
-    if given.halfway is not None and given.halfway.resolve() == PACKAGED:
-        raise SystemExit(f"--halfway: expected a copy of {PACKAGED}, found that folder, which is written to at the end")
+    if PACKAGED in (folder.resolve() for folder in given.mean_with):
+        raise SystemExit(
+            f"--mean-with: expected a copy of {PACKAGED}, found that folder, which is written to at the end"
+        )
     checkpoint = latest_checkpoint(run)
     if checkpoint is None:
         raise SystemExit(f"{run}: expected a run of examples/pretrain.py, found no complete checkpoint in it")
     work = run / "measured"
-    packed = pack(checkpoint, arguments, work / NAME, given.halfway)
+    packed = pack(checkpoint, arguments, work / NAME, given.mean_with)
     pipe = WalrusPipeline.from_pretrained(packed, device="cpu")
     places = sorted(path.parent.relative_to(data) for path in data.glob("[0-9]*/*/data"))
     tests = {place.as_posix(): data / place for place in places}
@@ -147,10 +156,10 @@ def measure(given: argparse.Namespace) -> None:
         shutil.copyfile(film, place)
 
 
-def pack(checkpoint: Path, arguments: PretrainingArguments, folder: Path, halfway: Path | None = None) -> Path:
+def pack(checkpoint: Path, arguments: PretrainingArguments, folder: Path, mean_with: Sequence[Path] = ()) -> Path:
     """The averages of a checkpoint as a folder to load: float32 by its configuration, bfloat16 on the disk.
 
-    `halfway` is another model of the same geometry, such as the start: then it is the mean of both.
+    `mean_with` are other models of the same geometry, such as the start: then it is the mean of all.
     """
     if not (checkpoint / AVERAGES).is_dir():
         raise SystemExit(f"{checkpoint}: expected running averages of the weights, found none; train with ema_decay")
@@ -159,10 +168,10 @@ def pack(checkpoint: Path, arguments: PretrainingArguments, folder: Path, halfwa
     dcp.load(average.state_dict(), checkpoint_id=checkpoint / AVERAGES)
     with average.swap():
         WalrusPipeline(training.model, arguments.processor(training.model.config)).save_pretrained(folder)
-        if halfway is not None:
-            other = WalrusForPrediction.from_pretrained(halfway, dtype=torch.float32).state_dict()
-            mean = {name: (value + other[name]) / 2 for name, value in training.model.state_dict().items()}
-            training.model.load_state_dict(mean)
+        others = [WalrusForPrediction.from_pretrained(other, dtype=torch.float32) for other in mean_with]
+        states = [model.state_dict() for model in (training.model, *others)]
+        mean = {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
+        training.model.load_state_dict(mean)
         stored = {name: value.to(torch.bfloat16).contiguous() for name, value in training.model.state_dict().items()}
     save_file(stored, folder / "model.safetensors", {"format": "pt"})
     return folder
@@ -300,7 +309,7 @@ def command(given: argparse.Namespace) -> str:
     said = ["python", "model_cards/walrus-nano/measure.py", "--data", given.data, "--run", given.run]
     said += ["--recipe", given.recipe] if given.recipe.resolve() != RECIPE else []
     said += ["--cores", given.cores] * (given.cores > 1) + ["--earlier", *given.earlier] * any(given.earlier)
-    said += ["--halfway", given.halfway] if given.halfway else []
+    said += ["--mean-with", *given.mean_with] if given.mean_with else []
     said += ["--commit", given.commit] if given.commit else []
     return shlex.join(map(str, said))
 

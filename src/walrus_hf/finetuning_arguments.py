@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 from .adapters import DEFAULT_PRESET, lora_config, near_names
@@ -129,13 +130,13 @@ class FinetuningArguments:
             value = vars(self)[name]
             if value is None and name in OPTIONAL:
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < bound:
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < bound:
                 raise ValueError(f"{name}: expected a whole number of at least {bound}, found {value!r}")
         rate = 1.0 if self.learning_rate is None else self.learning_rate
         for name, value in (("learning_rate", rate), ("max_grad_norm", self.max_grad_norm)):
-            if not isinstance(value, int | float) or not value > 0:
+            if not isinstance(value, Real) or not value > 0:
                 raise ValueError(f"{name}: expected a number above 0, found {value!r}")
-        if not isinstance(self.weight_decay, int | float) or not self.weight_decay >= 0:
+        if not isinstance(self.weight_decay, Real) or not self.weight_decay >= 0:
             raise ValueError(f"weight_decay: expected a number of at least 0, found {self.weight_decay!r}")
 
     def schedule(self) -> Schedule:

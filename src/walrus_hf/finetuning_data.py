@@ -172,7 +172,8 @@ class Opened:
         if self.manifest is None:
             parts: list[Any] = [_ends_digest(trajectory) for _, trajectory in self.found]
         else:
-            parts = [[entry.path, entry.size, entry.version] for entry in self.manifest.files]
+            # Not their versions: on a local disk these are times, which a copy of the same data does not keep.
+            parts = [[entry.path, entry.size, entry.trajectories, entry.frames] for entry in self.manifest.files]
         return {"name": self.name, "parts": parts}
 
 

@@ -24,7 +24,7 @@ from .model_card import finetuned_card
 from .pipeline_walrus import WalrusPipeline, every_frame
 from .safe_files import write_text
 
-RESULTS, CHECKPOINTS = "results.json", "checkpoints"
+RESULTS, CHECKPOINTS, CARD = "results.json", "checkpoints", "README.md"
 
 
 @dataclasses.dataclass
@@ -80,7 +80,9 @@ def check_folder(folder: Path | None, given: FinetuningArguments) -> bool:
         return False
     finished = (folder / RESULTS).is_file()
     interrupted = (folder / CHECKPOINTS).is_dir()  # a run that is to replace a finished one stands beside its result
-    if given.resume and interrupted:
+    # Logs may be there already; a model or a card is somebody's.
+    is_new = not finished and not any(STATE.fullmatch(path.name) or path.name == CARD for path in folder.iterdir())
+    if given.resume and (interrupted or is_new):
         return False
     if given.overwrite and (finished or interrupted):
         return True
@@ -123,14 +125,19 @@ def write_results(
         "held_out": {"windows": tuning.held_count, "scored": len(tuning.held)},
         "validations": progress.validations,
     }  # fmt: skip
-    (aside / "README.md").write_text(finetuned_card(results), encoding="utf-8")
+    (aside / CARD).write_text(finetuned_card(results), encoding="utf-8")
     _draw(aside, result, results["rollout_vrmse"], rollout)
     _replace_state(folder, aside)
     metrics = folder / CHECKPOINTS / "metrics.jsonl"
     if metrics.is_file():
         os.replace(metrics, folder / "metrics.jsonl")
+    # Renamed first: half removed, they would make the run look interrupted.
+    done = folder / f".{CHECKPOINTS}-done"
+    shutil.rmtree(done, ignore_errors=True)
+    if (folder / CHECKPOINTS).is_dir():
+        os.replace(folder / CHECKPOINTS, done)
     write_text(folder / RESULTS, json.dumps(results, indent=1) + "\n")
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    shutil.rmtree(done, ignore_errors=True)
 
 
 def _replace_state(folder: Path, aside: Path) -> None:

@@ -312,7 +312,7 @@ class WalrusForPrediction(WalrusPreTrainedModel):
             obstacle_mask (`torch.BoolTensor` of shape `(batch, H, W, D)`, *optional*):
                 True inside obstacles; those cells are not scored.
             labels (`torch.Tensor` of shape `(batch, frames, channels, H, W, D)`, *optional*):
-                The frame after each input frame.
+                The frame after each input frame, or after the `frames_to_keep` last ones alone.
             plan (`TokenizationPlan`, *optional*):
                 Replaces `boundary_conditions`, `strides`, `jitter` and the shifts.
             strides (*optional*):
@@ -341,7 +341,7 @@ class WalrusForPrediction(WalrusPreTrainedModel):
         _check_past(past_key_values, plan, value_scales, change_scales)
         _check_inputs(
             field_values, field_ids, constant_values, constant_ids, labels=labels, padded_channels=padded_channels,
-            obstacle_mask=obstacle_mask,
+            obstacle_mask=obstacle_mask, frames_to_keep=frames_to_keep,
         )  # fmt: skip
         # The plan is made here, before anything that is compiled, exported or checkpointed.
         if plan is None:
@@ -471,8 +471,9 @@ def _check_inputs(
     labels: Tensor | None = None,
     padded_channels: Tensor | None = None,
     obstacle_mask: Tensor | None = None,
+    frames_to_keep: int = 0,
 ) -> None:
-    """Shapes. Other ones would often be broadcast, and give a number that is wrong."""
+    """Shapes. Other ones would often be broadcast, and give a number that is wrong; a mask may hold for all samples."""
     if field_values.ndim != 6:
         raise ValueError(
             f"field_values: expected (batch, frames, channels, H, W, D), found shape {tuple(field_values.shape)}"
@@ -483,9 +484,15 @@ def _check_inputs(
     if (constant_values is None) != (constant_ids is None):
         raise ValueError("constant_values and constant_ids: expected both or neither")
     _check_shape("field_ids", field_ids, "(batch, channels)", (batch, channels))
-    _check_shape("labels", labels, "(batch, frames, channels, H, W, D)", tuple(field_values.shape))
-    _check_shape("padded_channels", padded_channels, "(batch, channels)", (batch, channels))
-    _check_shape("obstacle_mask", obstacle_mask, "(batch, H, W, D)", (batch, *grid))
+    if labels is None or not frames_to_keep or labels.shape[1:2] != (frames_to_keep,):  # of the kept frames alone
+        frames_to_keep = frames
+    _check_shape(
+        "labels", labels, "(batch, frames, channels, H, W, D)", (batch, frames_to_keep, *field_values.shape[2:])
+    )
+    if padded_channels is not None and padded_channels.shape[:1] != (1,):
+        _check_shape("padded_channels", padded_channels, "(batch, channels)", (batch, channels))
+    if obstacle_mask is not None and obstacle_mask.shape[:1] != (1,):
+        _check_shape("obstacle_mask", obstacle_mask, "(batch, H, W, D)", (batch, *grid))
     if constant_values is not None and constant_ids is not None:
         if constant_ids.ndim != 2 or constant_ids.shape[0] != batch or not constant_ids.shape[1]:
             raise ValueError(
@@ -505,7 +512,7 @@ def _check_ids(vocabulary: int, **given: Tensor | None) -> None:
     if torch.compiler.is_compiling():
         return
     for name, ids in given.items():
-        if ids is None or ids.is_meta or not ids.numel():
+        if ids is None or type(ids) is not Tensor or ids.is_meta or not ids.numel():  # others may hold no numbers
             continue
         if ids.is_floating_point() or ids.min() < 0 or ids.max() >= vocabulary:
             raise ValueError(f"{name}: expected whole numbers from 0 to {vocabulary - 1}, found {ids.tolist()}")

@@ -64,7 +64,11 @@ class WalrusPipeline:
         self.adapter_record = adapter_record
         # By adapter; under BASE those of the model without any.
         self._processors = {BASE: own if base is None else base.processor, **dict.fromkeys(self._adapters(), own)}
-        self._scale_eps: dict[str, float] = {BASE: model.config.scale_eps if base is None else base._scale_eps[BASE]}
+        here = model.config.scale_eps
+        self._scale_eps: dict[str, float] = {
+            BASE: here if base is None else base._scale_eps[BASE],
+            **dict.fromkeys(self._adapters(), here),
+        }
         known = model.config.field2id or {}
         for name, i in self.processor.field2id.items():
             if known.get(name) != i:
@@ -76,8 +80,14 @@ class WalrusPipeline:
     @property
     def processor(self) -> WalrusProcessor:
         """That of the active adapter, or of a model without one."""
-        active = self.model.active_adapter if self._adapters() else BASE
-        return self._processors.get(active, self._processors[BASE])
+        return self._processors.get(self._active(), self._processors[BASE])
+
+    @processor.setter
+    def processor(self, processor: WalrusProcessor) -> None:
+        self._processors[self._active()] = processor
+
+    def _active(self) -> str:
+        return self.model.active_adapter if self._adapters() else BASE
 
     @classmethod
     def from_pretrained(
@@ -166,9 +176,11 @@ class WalrusPipeline:
         active = self._adapters()
         if not active:
             raise ValueError("merge_adapter: expected a pipeline with an adapter, found none")
-        processor = self.processor
+        processor, scale_eps = self.processor, self._scale_eps[self._active()]
         merged = self.model.merge_and_unload(safe_merge=True)
         join_columns(merged)
+        for config in configs_of(merged):
+            config.scale_eps = scale_eps
         return WalrusPipeline(merged, processor)
 
     def _adapters(self) -> list[str]:
@@ -178,8 +190,11 @@ class WalrusPipeline:
     def _using(self, adapter: str | None) -> Iterator[WalrusProcessor]:
         """The processor that goes with an adapter, which is active inside the block."""
         known = self._adapters()
-        if adapter is None or (adapter == BASE and not known):
+        if not known and adapter in (None, BASE):
             yield self.processor
+        elif adapter is None:
+            with self._smallest_scale(self._active()):
+                yield self.processor
         elif adapter == BASE:
             with self.model.disable_adapter(), self._without_position(), self._smallest_scale(BASE):
                 yield self._processors[BASE]

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import inspect
 import itertools
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -401,12 +402,12 @@ class WalrusProcessor(FeatureExtractionMixin):
 
 
 def _check_settings(others: Mapping[str, Any]) -> None:
-    """What transformers keeps in a file may come, a misspelt setting of ours may not: it would be ignored."""
+    """What transformers or a later version keeps in a file may come; what looks like a misspelt setting is told."""
     known = list(inspect.signature(WalrusProcessor.__init__).parameters)
     for name in others:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
         if near:
-            raise TypeError(f"unknown setting {name!r}: perhaps {near[0]!r}")
+            warnings.warn(f"setting {name!r} is not known and changes nothing: perhaps {near[0]!r}", stacklevel=3)
 
 
 def _sides(boundary_conditions: Mapping[str, Any] | Sequence | Tensor) -> list[tuple[int, ...]]:

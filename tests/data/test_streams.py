@@ -377,8 +377,13 @@ def test_splits_that_would_be_mixed_are_refused(tmp_path):
         ):
             load_stream(source)
     assert len(addresses(load_stream(folder / "data" / "train", epochs=1))) > 0  # one of them is what it is
-    with pytest.raises(ValueError, match="split: expected one of train, valid, test, found 'vaild'"):
+    for source in (folder / "data" / "train", "shear_flow"):
+        with pytest.raises(ValueError, match="split: expected one of train, valid, test, found 'vaild'"):
+            load_stream(source, split="vaild")
+    with pytest.raises(FileNotFoundError, match="data/vaild"):
         load_stream(folder, split="vaild")
+    (folder / "data" / "valid").rename(folder / "data" / "holdout")
+    assert len(addresses(load_stream(folder, split="holdout", epochs=1))) > 0  # a split of one's own
 
 
 def test_windows_at_another_distance_than_asked_for_are_warned_of(tmp_path):

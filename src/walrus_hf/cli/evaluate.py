@@ -108,5 +108,5 @@ def evaluate(
     for own in parse_field_names(field_name):
         if own not in known:
             typer.echo(f"note: --field-name {own}: no field that is scored has this name")
-    if not any(MODEL in scenario["forecasters"] for scenario in results["scenarios"].values()):
+    if not baselines and not any(MODEL in scenario["forecasters"] for scenario in results["scenarios"].values()):
         raise ValueError("data: expected something that the model can forecast, found nothing; the notes say why")

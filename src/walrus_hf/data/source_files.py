@@ -64,13 +64,13 @@ def locate_source(
         ValueError: no such scenario or split, or data that need a conversion.
         OSError: a store that cannot be reached.
     """
-    if split is not None and split not in SPLITS:
-        raise ValueError(f"split: expected one of {', '.join(SPLITS)}, found {split!r}")
     location, splits = os.fspath(source), SPLITS if split is None else (split,)
     if base_path is None and (location.endswith(".json") or os.path.exists(location) or "://" in location):
         location = location.rstrip("/") or "/"
-        if location.endswith((*SUFFIXES, ".json")) or not _has_splits(f"{location}/data", storage_options):
-            if split is not None and _has_splits(location, storage_options):
+        names = (*SPLITS, *splits)
+        if location.endswith((*SUFFIXES, ".json")) or not _has_splits(f"{location}/data", names, storage_options):
+            _check_split(split)
+            if split is not None and _has_splits(location, SPLITS, storage_options):
                 raise ValueError(
                     f"{location}: expected a folder with data/{split} in it, or one without splits, found splits in it "
                     "themselves; move them into a folder `data`, name the folder above that, or name one of them"
@@ -78,7 +78,10 @@ def locate_source(
             return Location((Folder(location),))
         return Location(tuple(Folder(f"{location}/data/{name}") for name in splits), location)
     if base_path is None and (location.startswith((".", "~")) or "/" in location or location.endswith(SUFFIXES)):
-        raise FileNotFoundError(f"{location}: expected a file or a folder, found none; check the path")
+        raise FileNotFoundError(
+            f"{location}: expected a file or a folder, found none; check the path, or give the name of a scenario alone"
+        )
+    _check_split(split)
     scenario = find_scenario(location)
     if base_path is not None:
         home = f"{os.fspath(base_path).rstrip('/')}/{scenario.name}"
@@ -90,10 +93,16 @@ def locate_source(
     return Location(folders, None if scenario.format == "flowbench" else home, scenario)
 
 
-def _has_splits(location: str, storage_options: dict | None) -> bool:
+def _check_split(split: str | None) -> None:
+    """A folder may have splits of its own; other sources have these alone, and a misspelt one would be passed over."""
+    if split is not None and split not in SPLITS:
+        raise ValueError(f"split: expected one of {', '.join(SPLITS)}, found {split!r}")
+
+
+def _has_splits(location: str, names: Sequence[str], storage_options: dict | None) -> bool:
     if location.startswith(("http://", "https://")):  # cannot be listed
         return False
-    for name in SPLITS:
+    for name in names:
         try:
             if list_files(f"{location}/{name}", SUFFIXES, storage_options, recursive=True):
                 return True

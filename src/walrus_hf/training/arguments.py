@@ -18,7 +18,7 @@ from ..checkpoints import locate
 from ..configuration_walrus import WalrusConfig
 from ..hub import check_repository_name
 from ..modeling_walrus import WalrusForPrediction
-from ..pipeline_walrus import check_model_type, load_model, processor_for
+from ..pipeline_walrus import load_config, load_model, processor_for
 from ..processing_walrus import WalrusProcessor
 from .plan import MODES, Mode, micro_batch_shape
 
@@ -163,9 +163,8 @@ class PretrainingArguments:
         if unknown:
             raise ValueError(f"model: expected settings of WalrusConfig, found {', '.join(sorted(unknown))}")
         if self.model_name_or_path is not None:
-            name = locate(self.model_name_or_path)
-            check_model_type(name)
-            return WalrusConfig(**{**WalrusConfig.from_pretrained(name).to_dict(), **self.model})
+            start = load_config(locate(self.model_name_or_path))
+            return WalrusConfig(**{**start.to_dict(), **self.model})
         make: dict[str, Callable[..., WalrusConfig]] = {
             "tiny": WalrusConfig.tiny,
             "half": WalrusConfig.half,
@@ -258,5 +257,8 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
         wanted = {dict: dict, Literal: str}.get(get_origin(option), option)
         if type(value) is wanted:
             return value
-    expected = " or ".join("nothing" if option is NoneType else getattr(option, "__name__", "text") for option in kinds)
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "nothing"}
+    expected = " or ".join(
+        words.get(option, "settings" if get_origin(option) is dict else "a text") for option in kinds
+    )
     raise ValueError(f"{name}: expected {expected}, found {value!r}")

@@ -33,7 +33,7 @@ from .records import METRICS_FILE
 
 STATE_FILE = "training_state.json"
 AVERAGES = "averages"
-FORMAT = 2
+FORMAT = 3
 # What a save that was killed leaves behind.
 TEMPORARY = re.compile(r"tmp-\d+|tmp-(replaced|pruned)-step-\d+")
 

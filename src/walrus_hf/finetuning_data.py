@@ -33,6 +33,7 @@ from .processing_walrus import WalrusProcessor
 Source = str | os.PathLike | Trajectory | Sequence[Trajectory]
 # Trajectories that are no larger than this together are read once and kept.
 CACHE_BYTES = 2**30
+END_BYTES = 2**16  # of a file, read at both ends to tell it from another
 
 
 class Windows(abc.ABC):
@@ -172,8 +173,7 @@ class Opened:
         if self.manifest is None:
             parts: list[Any] = [_ends_digest(trajectory) for _, trajectory in self.found]
         else:
-            # Not their versions: on a local disk these are times, which a copy of the same data does not keep.
-            parts = [[entry.path, entry.size, entry.trajectories, entry.frames] for entry in self.manifest.files]
+            parts = [_file_identity(self.manifest, number) for number in range(len(self.manifest.files))]
         return {"name": self.name, "parts": parts}
 
 
@@ -393,6 +393,17 @@ def _is_known(processor: WalrusProcessor, template: Trajectory, field: str) -> b
     letters = ["".join(parts) for parts in itertools.product("xyz"[: len(template.axes)], repeat=rank)]
     axes = ["_".join(parts) for parts in itertools.product(template.axes, repeat=rank)]
     return any(all(f"{name}_{part}" in processor.field2id for part in parts) for parts in (letters, axes))
+
+
+def _file_identity(manifest: Manifest, number: int) -> list[Any]:
+    """Name, size, and what a store calls the version; of a local file, where that is a time that copies do not keep, a
+    hash of its first and last bytes."""
+    entry = manifest.files[number]
+    if "://" in manifest.root:
+        return [entry.path, entry.size, entry.version]
+    file, _ = manifest.open(number)
+    ends = file.read(0, min(END_BYTES, entry.size)) + file.read(max(entry.size - END_BYTES, 0), entry.size)
+    return [entry.path, entry.size, hashlib.sha256(ends).hexdigest()]
 
 
 def _ends_digest(trajectory: Trajectory) -> str:

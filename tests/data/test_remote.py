@@ -746,7 +746,7 @@ def test_a_store_of_fsspec_that_fails_is_tried_again_and_then_named(memory, wait
 
 
 def test_addresses_that_cannot_be_opened_are_refused(monkeypatch):
-    with pytest.raises(OSError, match=r"nonsense://a: expected an address that can be opened.*check the address"):
+    with pytest.raises(ValueError, match=r"nonsense://a: expected an address that can be opened.*not known: nonsense"):
         open_range_file("nonsense://a")
     with pytest.raises(FileNotFoundError, match="found none; check the address"):
         open_range_file("memory://walrus_hf_remote/none.bin").identity()

@@ -64,7 +64,7 @@ def test_a_folder_is_refused(tmp_path):
 
 
 def test_an_address_that_cannot_be_opened_is_refused():
-    refuse("nonsense://a.hdf5", "check the address", OSError)
+    refuse("nonsense://a.hdf5", "expected an address that can be opened", ValueError)
 
 
 @pytest.mark.parametrize("content", [b"", b"time,u\n0,1\n", b"\x89HDF\r\n\x1a\n", b"\x00" * 5000])

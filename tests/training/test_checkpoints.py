@@ -133,7 +133,7 @@ def test_latest_is_nothing_yet_then_the_last_complete_one(tmp_path):
         (lambda path: (path / "training_state.json").unlink(), FileNotFoundError, "the checkpoint is incomplete"),
         (lambda path: (path / "training_state.json").write_text('{"format": 2'), ValueError, "expected the manifest"),
         (lambda path: (path / "training_state.json").write_text("[]"), ValueError, "expected the manifest"),
-        (lambda path: (path / "training_state.json").write_text('{"format": 9, "files": {}}'), ValueError, "format 2"),
+        (lambda path: (path / "training_state.json").write_text('{"format": 9, "files": {}}'), ValueError, "format 3"),
         (lambda path: os.truncate(path / "optimizer.bin", 5), ValueError, r"expected \d+ bytes, found 5; the check"),
         (lambda path: (path / "random_states_0.pkl").unlink(), ValueError, "found no file; the checkpoint is damaged"),
     ],

@@ -494,13 +494,15 @@ def usable_device(device: str | torch.device | None) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         found = torch.empty(0, device=device).device
-        if found.type == "meta":
-            raise NotImplementedError("it holds no numbers")
-        return found
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
             f"device: expected one that this machine has, such as 'cpu', found {str(device)!r} ({first_line(error)})"
         ) from error
+    if found.type == "meta":
+        raise ValueError(
+            "device: expected one that this machine has, such as 'cpu', found 'meta' (it holds no numbers)"
+        )
+    return found
 
 
 def check_model_type(name: str, revision: str | None = None) -> None:

@@ -147,6 +147,14 @@ def spread(seconds: Sequence[float], prefix: str = "") -> dict[str, float]:
     }
 
 
+def compared(seconds: Mapping[str, Sequence[float]], work: float, matrix: int) -> dict[str, float]:
+    """Ratio, spread and shares of the rounds of `ours` and `plain`; arguments as in `shares`."""
+    return {
+        **ratio(seconds["plain"], seconds["ours"]), **spread(seconds["ours"]), **spread(seconds["plain"], "plain_"),
+        **shares(seconds, work, matrix),
+    }  # fmt: skip
+
+
 def peak_and_shares(r: Mapping[str, float]) -> str:
     return f"peak {r['peak_gflops']:.0f} GFLOP/s, effective share {r['share']:.2f}, plain {r['plain_share']:.2f}"
 

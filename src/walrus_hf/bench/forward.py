@@ -12,13 +12,13 @@ from .cases import (
     FIELDS,
     MATRIX,
     both_sides,
+    compared,
     in_turn,
     make_sides,
     matmul_peak,
     peak_and_shares,
     ratio,
     reference_flops,
-    shares,
     spread,
 )
 from .flops import forward_flops
@@ -47,8 +47,7 @@ def measure_forward(
     seconds = in_turn({"peak": matmul_peak(matrix), "ours": ours, "plain": plain}, repeats)
     done = forward_flops(config, sides.plan, case["frames"], len(FIELDS), frames_to_keep=1)
     return {
-        **ratio(seconds["plain"], seconds["ours"]), **spread(seconds["ours"]), **spread(seconds["plain"], "plain_"),
-        **shares(seconds, reference_flops(sides, case), matrix),
+        **compared(seconds, reference_flops(sides, case), matrix),
         "done_gflop": sum(done.values()) / 1e9, "difference": difference,
     }  # fmt: skip
 

@@ -14,14 +14,12 @@ from .cases import (
     MATRIX,
     Sides,
     both_sides,
+    compared,
     in_turn,
     make_sides,
     matmul_peak,
     peak_and_shares,
-    ratio,
     reference_flops,
-    shares,
-    spread,
 )
 
 LEARNING_RATE = 1e-12  # the weights of both sides stay what they are, so every round computes the same
@@ -41,8 +39,7 @@ def measure_training(
     norms = {"ours": _gradient_norm(sides.ours.model.layers), "plain": _gradient_norm(sides.plain.blocks)}
     seconds = in_turn({"peak": matmul_peak(matrix), **runs}, repeats)
     return {
-        **ratio(seconds["plain"], seconds["ours"]), **spread(seconds["ours"]), **spread(seconds["plain"], "plain_"),
-        **shares(seconds, 3 * reference_flops(sides, case), matrix), "loss": losses["ours"],
+        **compared(seconds, 3 * reference_flops(sides, case), matrix), "loss": losses["ours"],
         "difference": abs(losses["ours"] / losses["plain"] - 1),
         "gradient_difference": abs(norms["ours"] / norms["plain"] - 1),
     }  # fmt: skip

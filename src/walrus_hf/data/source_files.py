@@ -67,7 +67,7 @@ def locate_source(
     location, splits = os.fspath(source), SPLITS if split is None else (split,)
     if base_path is None and (location.endswith(".json") or os.path.exists(location) or "://" in location):
         location = location.rstrip("/") or "/"
-        names = (*SPLITS, *splits)
+        names = tuple(dict.fromkeys((*SPLITS, *splits)))  # each is a listing
         if location.endswith((*SUFFIXES, ".json")) or not _has_splits(f"{location}/data", names, storage_options):
             _check_split(split)
             if split is not None and _has_splits(location, SPLITS, storage_options):

@@ -200,6 +200,12 @@ def near_names(name: str, known: Sequence[str]) -> list[str]:
     return [lower[match] for match in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
 
 
+def near_hint(name: str, known: Sequence[str]) -> str:
+    """The near names in words, to stand behind what was expected; nothing where there are none."""
+    near = near_names(name, known)
+    return f", perhaps {' or '.join(map(repr, near))}" if near else ""
+
+
 def _check_names(known: Mapping[str, int], names: Sequence[str], wanted: Mapping[str, str | None]) -> None:
     if not names or len(set(names)) < len(names):
         raise ValueError(f"names: expected at least one new field, each once, found {list(names)}")
@@ -208,8 +214,7 @@ def _check_names(known: Mapping[str, int], names: Sequence[str], wanted: Mapping
         raise ValueError(f"names: expected names that the model does not know, found {', '.join(taken)}")
     for name, source in wanted.items():
         if source is not None and (source not in known or source in FLAG_NAMES):
-            near = near_names(source, [name for name in known if name not in FLAG_NAMES])
-            hint = f", perhaps {' or '.join(map(repr, near))}" if near else ""
+            hint = near_hint(source, [name for name in known if name not in FLAG_NAMES])
             raise ValueError(f"like: expected for {name!r} a field that the model knows{hint}, found {source!r}")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-from .adapters import DEFAULT_PRESET, lora_config, near_names
+from .adapters import DEFAULT_PRESET, lora_config, near_hint
 from .finetuning_loop import Schedule
 
 METHODS = ("lora", "full", "head")
@@ -25,8 +25,7 @@ def check_known(what: str, given: Iterable[str], owner: Any) -> None:
     known = [field.name for field in dataclasses.fields(owner)]
     for name in given:
         if name not in known:
-            near = near_names(name, known)
-            hint = f", perhaps {' or '.join(map(repr, near))}" if near else ""
+            hint = near_hint(name, known)
             raise TypeError(f"{what}: expected known settings{hint}, found {name!r}")
 
 

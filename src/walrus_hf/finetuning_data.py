@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .adapters import near_names
+from .adapters import near_hint, near_names
 from .data.collator import collate
 from .data.fetching import read_arrays
 from .data.index import ScenarioIndex, template_of
@@ -373,8 +373,7 @@ def _check_own_names(setting: str, names: Iterable[str], template: Trajectory) -
     own = [*template.fields, *template.constant_fields]
     for name in names:
         if name not in own:
-            near = near_names(name, own)
-            hint = f", perhaps {' or '.join(map(repr, near))}" if near else ""
+            hint = near_hint(name, own)
             raise ValueError(f"{setting}: expected fields of the data ({', '.join(own)}){hint}, found {name!r}")
 
 

@@ -13,7 +13,7 @@ import torch
 
 from walrus_hf import WalrusConfig, WalrusForPrediction, WalrusPipeline
 from walrus_hf.data.simulate import SIMULATIONS, euler_multi_quadrants
-from walrus_hf.pipeline_walrus import processor_for
+from walrus_hf.loading import processor_for
 from walrus_hf.training.arguments import read_recipe
 
 pytest.importorskip("peft")

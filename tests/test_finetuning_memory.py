@@ -8,7 +8,7 @@ import torch
 
 from walrus_hf import WalrusConfig
 from walrus_hf.finetuning_memory import LIBRARIES, LiveBytes, finetuning_bytes
-from walrus_hf.pipeline_walrus import processor_for
+from walrus_hf.loading import processor_for
 
 pytest.importorskip("peft")
 
@@ -19,7 +19,7 @@ import peft, torch
 from walrus_hf import WalrusConfig, WalrusForPrediction
 from walrus_hf.allocator import return_freed_memory
 from walrus_hf.finetuning import lora_config
-from walrus_hf.pipeline_walrus import processor_for
+from walrus_hf.loading import processor_for
 
 return_freed_memory()
 config = WalrusConfig(drop_path_rate=0.0, **eval(sys.argv[1]))

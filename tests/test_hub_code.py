@@ -18,6 +18,7 @@ TRAVELLING = (
     "configuration_walrus",
     "processing_walrus",
     "convolutions",
+    "input_checks",
     "modeling_walrus",
     "patching",
     "layers",

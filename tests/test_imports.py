@@ -10,12 +10,12 @@ SRC = Path(__file__).parents[1] / "src" / "walrus_hf"
 # Flat siblings that are copied to the Hub with a checkpoint: each import in them binds whoever loads it.
 GROUND = (
     "fields", "strides", "jitter", "normalization", "configuration_walrus", "processing_walrus", "caching", "layers",
-    "convolutions", "patching", "modeling_walrus",
+    "convolutions", "patching", "input_checks", "modeling_walrus",
 )  # fmt: skip
 # From the ground up: a module imports those before it, and others of its own folder.
 ORDER = (
     *GROUND, "safe_files", "allocator", "metrics", "data", "panels", "films", "curves", "plotting", "checkpoints",
-    "adapters", "adapter_files", "model_card", "hub", "rollouts", "pipeline_walrus", "exporting", "convert",
+    "adapters", "adapter_files", "model_card", "hub", "rollouts", "loading", "pipeline_walrus", "exporting", "convert",
     "training", "finetuning_arrays", "finetuning_data", "finetuning_loop", "finetuning_arguments",
     "finetuning_results", "finetuning", "finetuning_memory", "evaluation", "bench", "cli",
 )  # fmt: skip

@@ -6,7 +6,7 @@ import torch
 from walrus_hf import WalrusConfig, WalrusForPrediction, WalrusProcessor
 from walrus_hf.adapter_files import difference, fingerprint
 from walrus_hf.adapters import PRESETS, add_fields, lora_config
-from walrus_hf.pipeline_walrus import processor_for
+from walrus_hf.loading import processor_for
 
 from .small_model import NAMES, PLANE, VOLUME, WALL_OPEN, small_inputs, small_model
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from walrus_hf import Trajectory, WalrusForPrediction, WalrusPipeline, WalrusProcessor
+from walrus_hf.loading import processor_for
 from walrus_hf.metrics import persistence
 from walrus_hf.normalization import delta_scales, field_scales
-from walrus_hf.pipeline_walrus import processor_for
 
 from .test_parity import parity_model
 

@@ -23,9 +23,9 @@ from walrus_hf import Trajectory, WalrusConfig, WalrusForPrediction, WalrusPipel
 from walrus_hf.data.simulate import write_simulations
 from walrus_hf.data.well import well_info
 from walrus_hf.finetuning import fit
+from walrus_hf.loading import processor_for
 from walrus_hf.metrics import persistence, score
 from walrus_hf.modeling_walrus import mask_state
-from walrus_hf.pipeline_walrus import processor_for
 from walrus_hf.safe_files import write_text
 from walrus_hf.training.arguments import PretrainingArguments, read_recipe
 from walrus_hf.training.loop import pretrain

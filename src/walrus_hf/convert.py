@@ -16,9 +16,9 @@ from torch import Tensor
 from .configuration_walrus import WalrusConfig
 from .fields import FLAG_NAMES
 from .layers import rotary_frequencies
+from .loading import processor_for
 from .model_card import converted_card
 from .modeling_walrus import WalrusForPrediction
-from .pipeline_walrus import processor_for
 from .safe_files import whole_folder
 
 ENCODERS = {"2": "planar", "3": "volumetric"}

@@ -7,7 +7,7 @@ Shapes: B batch, T frames, C channels (fields), H W D space, S tokens of a frame
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +24,7 @@ from .caching import WalrusTimeCache
 from .configuration_walrus import WalrusConfig
 from .convolutions import WalrusNewColumns, WalrusStridedConv, WalrusTransposedConv
 from .fields import BoundaryCondition
+from .input_checks import check_cache, check_ids, check_inputs, check_keywords, check_past, check_plan
 from .jitter import (
     TokenizationPlan,
     fourier_resample,
@@ -200,21 +201,21 @@ class WalrusModel(WalrusPreTrainedModel):
         Returns `last_hidden_state` `(batch, frames, tokens, hidden)`, with the last `frames_to_keep` frames only if
         that is given.
         """
-        _check_keywords(kwargs)
-        _check_inputs(
+        check_keywords(kwargs)
+        check_inputs(
             field_values, field_ids, constant_values, constant_ids, padded_channels=padded_channels,
             obstacle_mask=obstacle_mask,
         )  # fmt: skip
         if frames_to_keep and not 0 < frames_to_keep <= field_values.shape[1]:
             raise ValueError(f"frames_to_keep: expected 0 to {field_values.shape[1]} frames, found {frames_to_keep}")
-        _check_past(past_key_values, plan, value_scales)
+        check_past(past_key_values, plan, value_scales)
         if plan is None:
-            _check_ids(self.config.vocab_size, field_ids=field_ids, constant_ids=constant_ids)
+            check_ids(self.config.vocab_size, field_ids=field_ids, constant_ids=constant_ids)
             plan = self.make_plan(
                 field_values, boundary_conditions, strides, jitter, patch_shifts, layer_shifts, generator
             )
         plan = traceable(plan)
-        _check_plan(plan, field_values, len(self.layers))
+        check_plan(plan, field_values, len(self.layers))
         if value_scales is None:
             value_scales = field_scales(field_values, self.config.scale_eps)
         fields = self._network_input(accurate(field_values) / per_channel(value_scales), plan)
@@ -337,15 +338,15 @@ class WalrusForPrediction(WalrusPreTrainedModel):
                 Frames read before these, which are appended to them; `plan`, `value_scales` and `change_scales` must be
                 those of the earlier frames.
         """
-        _check_keywords(kwargs)
-        _check_past(past_key_values, plan, value_scales, change_scales)
-        _check_inputs(
+        check_keywords(kwargs)
+        check_past(past_key_values, plan, value_scales, change_scales)
+        check_inputs(
             field_values, field_ids, constant_values, constant_ids, labels=labels, padded_channels=padded_channels,
             obstacle_mask=obstacle_mask, frames_to_keep=frames_to_keep,
         )  # fmt: skip
         # The plan is made here, before anything that is compiled, exported or checkpointed.
         if plan is None:
-            _check_ids(self.config.vocab_size, field_ids=field_ids, constant_ids=constant_ids)
+            check_ids(self.config.vocab_size, field_ids=field_ids, constant_ids=constant_ids)
             plan = self.model.make_plan(
                 field_values, boundary_conditions, strides, jitter, patch_shifts, layer_shifts, generator
             )
@@ -408,7 +409,7 @@ class WalrusForPrediction(WalrusPreTrainedModel):
         With `hold_scales`, the scales of the given frames stay in force for all steps, so errors that make the changes
         grow cannot make the scales grow with them; scales among the arguments do the same.
         """
-        _check_cache(use_cache, cache_steps)
+        check_cache(use_cache, cache_steps)
         state = mask_state(accurate(field_values), None, obstacle_mask)
         if hold_scales:
             for name, scales in (("value_scales", field_scales), ("change_scales", delta_scales)):
@@ -422,7 +423,7 @@ class WalrusForPrediction(WalrusPreTrainedModel):
             renewed = step % cache_steps == 0
             with torch.no_grad():
                 if plan is None:
-                    _check_ids(self.config.vocab_size, field_ids=field_ids, constant_ids=constant_ids)
+                    check_ids(self.config.vocab_size, field_ids=field_ids, constant_ids=constant_ids)
                     plan = self.model.make_plan(state, boundary_conditions, generator=generator, **geometry)
                 elif step and renewed:
                     fixed = {name: geometry.get(name) for name in ("patch_shifts", "layer_shifts")}
@@ -461,92 +462,6 @@ def mask_state(x: Tensor, padded_channels: Tensor | None, obstacle_mask: Tensor 
     if obstacle_mask is not None:
         x = x.masked_fill(obstacle_mask[:, None, None], 0.0)
     return x
-
-
-def _check_inputs(
-    field_values: Tensor,
-    field_ids: Tensor,
-    constant_values: Tensor | None,
-    constant_ids: Tensor | None,
-    labels: Tensor | None = None,
-    padded_channels: Tensor | None = None,
-    obstacle_mask: Tensor | None = None,
-    frames_to_keep: int = 0,
-) -> None:
-    """Shapes. Other ones would often be broadcast, and give a number that is wrong; a mask may hold for all samples."""
-    if field_values.ndim != 6:
-        raise ValueError(
-            f"field_values: expected (batch, frames, channels, H, W, D), found shape {tuple(field_values.shape)}"
-        )
-    batch, frames, channels, *grid = field_values.shape
-    if min(frames, channels) < 1:
-        raise ValueError(f"field_values: expected at least one frame and one channel, found {frames} and {channels}")
-    if (constant_values is None) != (constant_ids is None):
-        raise ValueError("constant_values and constant_ids: expected both or neither")
-    _check_shape("field_ids", field_ids, "(batch, channels)", (batch, channels))
-    if labels is None or not frames_to_keep or labels.shape[1:2] != (frames_to_keep,):  # of the kept frames alone
-        frames_to_keep = frames
-    _check_shape(
-        "labels", labels, "(batch, frames, channels, H, W, D)", (batch, frames_to_keep, *field_values.shape[2:])
-    )
-    if padded_channels is not None and padded_channels.shape[:1] != (1,):
-        _check_shape("padded_channels", padded_channels, "(batch, channels)", (batch, channels))
-    if obstacle_mask is not None and obstacle_mask.shape[:1] != (1,):
-        _check_shape("obstacle_mask", obstacle_mask, "(batch, H, W, D)", (batch, *grid))
-    if constant_values is not None and constant_ids is not None:
-        if constant_ids.ndim != 2 or constant_ids.shape[0] != batch or not constant_ids.shape[1]:
-            raise ValueError(
-                f"constant_ids: expected (batch, constants) {(batch, 'one or more')}, found {tuple(constant_ids.shape)}"
-            )
-        constants = (batch, constant_ids.shape[1], *grid)
-        _check_shape("constant_values", constant_values, "(batch, constants, H, W, D)", constants)
-
-
-def _check_shape(name: str, given: Tensor | None, axes: str, expected: tuple[int, ...]) -> None:
-    if given is not None and given.shape != expected:
-        raise ValueError(f"{name}: expected {axes} {expected}, found {tuple(given.shape)}")
-
-
-def _check_ids(vocabulary: int, **given: Tensor | None) -> None:
-    """Read on the host, as the boundaries are where no plan is given: the encoder looks at the first row alone."""
-    if torch.compiler.is_compiling():
-        return
-    for name, ids in given.items():
-        if ids is None or type(ids) is not Tensor or ids.is_meta or not ids.numel():  # others may hold no numbers
-            continue
-        if ids.is_floating_point() or ids.min() < 0 or ids.max() >= vocabulary:
-            raise ValueError(f"{name}: expected whole numbers from 0 to {vocabulary - 1}, found {ids.tolist()}")
-        if (ids != ids[:1]).any():
-            raise ValueError(f"{name}: expected the same fields in all samples of a batch, found {ids.tolist()}")
-
-
-def _check_keywords(given: Iterable[str]) -> None:
-    """A misspelt argument must not be swallowed: `boundary_condition=` would forecast a periodic box."""
-    # use_cache: transformers' training code hands it to every model.
-    unknown = set(given) - set(TransformersKwargs.__annotations__) - {"return_dict", "use_cache"}
-    if unknown:
-        raise TypeError(f"unexpected arguments: {', '.join(sorted(unknown))}")
-
-
-def _check_cache(use_cache: bool, cache_steps: int) -> None:
-    if not isinstance(cache_steps, int) or cache_steps < 1:
-        raise ValueError(f"cache_steps: expected a whole number of at least 1, found {cache_steps}")
-    if cache_steps > 1 and not use_cache:
-        raise ValueError(f"cache_steps={cache_steps} holds scales and jitter: expected use_cache=True beside it")
-
-
-def _check_past(past: WalrusTimeCache | None, *held: object) -> None:
-    if past is not None and past.frames and any(value is None for value in held):
-        raise ValueError(
-            "past_key_values: frames that follow others need the plan, value_scales and change_scales of those"
-        )
-
-
-def _check_plan(plan: TokenizationPlan, field_values: Tensor, layers: int) -> None:
-    if plan.grid != tuple(field_values.shape[3:]):
-        raise ValueError(f"plan: made for a grid of {plan.grid}, the fields have {tuple(field_values.shape[3:])}")
-    if len(plan.layer_shifts) < layers:
-        raise ValueError(f"plan: has shifts for {len(plan.layer_shifts)} layers, the model has {layers}")
 
 
 __all__ = ["WalrusForPrediction", "WalrusModel", "WalrusPreTrainedModel", "WalrusPredictionOutput"]

@@ -17,8 +17,8 @@ from scipy.optimize import nnls
 from ..allocator import keep_freed_memory
 from ..configuration_walrus import WalrusConfig
 from ..jitter import TokenizationPlan
+from ..loading import processor_for
 from ..modeling_walrus import WalrusForPrediction
-from ..pipeline_walrus import processor_for
 from ..safe_files import write_text
 from .cases import FIELDS, NETWORK, SMALL_NETWORK
 from .flops import working_bytes

@@ -58,8 +58,8 @@ def info(
     from ..adapters import DEFAULT_PRESET, preset_name
     from ..checkpoints import locate
     from ..configuration_walrus import WalrusConfig
+    from ..loading import load_config, load_processor, processor_for, usable_device
     from ..modeling_walrus import WalrusForPrediction
-    from ..pipeline_walrus import load_config, load_processor, processor_for, usable_device
 
     if finetune is not None and (finetune not in ("lora", "full", "head") or grid is None):
         raise ValueError(f"--finetune: expected lora, full or head, and a --grid, found {finetune!r} and {grid!r}")

@@ -58,7 +58,7 @@ def grid_costs(config, parameters: int, processor=None) -> list[dict[str, Any]]:
     The processor says from how many frames; None takes the one that fits the configuration.
     """
     from ..bench.flops import forward_flops, working_bytes
-    from ..pipeline_walrus import processor_for
+    from ..loading import processor_for
 
     processor, costs = processor or processor_for(config), []
     for grid in GRIDS:

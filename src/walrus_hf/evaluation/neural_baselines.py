@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from ..data.collator import collate
 from ..fields import BoundaryCondition, Trajectory
 from ..hub import tensors_digest
+from ..loading import usable_device
 from ..modeling_walrus import WalrusPredictionOutput, mask_state
 from ..normalization import accurate, delta_scales, field_scales, per_channel
-from ..pipeline_walrus import usable_device
 from ..processing_walrus import WalrusProcessor
 from ..training.optim import make_optimizer, published_schedule
 from .baseline_folders import save_folder

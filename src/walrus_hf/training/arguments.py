@@ -17,8 +17,8 @@ from transformers.hf_argparser import HfArgumentParser
 from ..checkpoints import locate
 from ..configuration_walrus import WalrusConfig
 from ..hub import check_repository_name
+from ..loading import load_config, load_model, processor_for
 from ..modeling_walrus import WalrusForPrediction
-from ..pipeline_walrus import load_config, load_model, processor_for
 from ..processing_walrus import WalrusProcessor
 from .plan import MODES, Mode, micro_batch_shape
 

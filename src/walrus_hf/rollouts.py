@@ -84,7 +84,8 @@ def other_stride(processor: WalrusProcessor) -> str | None:
         return None
     return (
         f"the model was fine-tuned on frames {stride} apart and is given consecutive ones: unless those are as far "
-        f"apart in time, it has not learnt this; give it one frame in {stride} (frame_stride={stride} in Python)"
+        f"apart in time, it has not learnt this; give it one frame in {stride} (frame_stride={stride} of predict, "
+        f"--frame-stride {stride} of walrus-hf forecast)"
     )
 
 

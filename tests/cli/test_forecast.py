@@ -47,6 +47,21 @@ def test_frames_of_the_file_after_from_are_the_truth(run, forecast):
     assert "steps 1:6" in result.out  # 6 of the 8 steps have a truth
 
 
+def test_frames_further_apart_are_read_forecast_and_compared(run, forecast, file, model, tmp_path):
+    result = run(*forecast, "--from", "5", "--frame-stride", "3", "--seed", "3")
+    assert result.code == 0, result.err
+    found, given = load_well(tmp_path / "out.hdf5"), load_well(file)
+    pipe = WalrusPipeline.from_pretrained(model)
+    expected = pipe.predict(given.frames(1, 5), 2, seed=3, frame_stride=3, progress=False)  # frames 1 and 4
+    np.testing.assert_allclose(found.fields["pressure"], expected.fields["pressure"], rtol=1e-6)
+    assert (found.num_frames, found.time, found.dt) == (2, 3.5, 1.5)
+    assert "steps 1:2" in result.out  # frames 7 and 10 of the 12 are the truth
+    still = np.stack([given.fields["pressure"][4]] * 2)
+    truth = given.fields["pressure"][[7, 10]]
+    vrmse = np.sqrt(((still - truth) ** 2).mean((1, 2)) / truth.var((1, 2), ddof=1)).mean()
+    assert f"({vrmse:.4f})" in result.out
+
+
 def test_an_ensemble_is_written_with_its_members(run, forecast, tmp_path):
     assert run(*forecast, "--ensemble", "2").code == 0
     assert load_well(tmp_path / "out.hdf5").ensemble["pressure"].shape == (2, 2, 16, 16)
@@ -330,3 +345,4 @@ def test_consecutive_frames_are_warned_of_where_a_model_was_fine_tuned_on_others
     done = run("forecast", file, "--model", tmp_path / "tuned", "--output", tmp_path / "out.hdf5", "--steps", "1")
     assert done.code == 0
     assert "warning: the model was fine-tuned on frames 4 apart and is given consecutive ones" in done.err
+    assert "--frame-stride 4 of walrus-hf forecast" in done.err

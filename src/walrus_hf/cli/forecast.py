@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -47,6 +48,9 @@ def forecast(
         int,
         typer.Option(min=1, help="Hold scales and jitter for so many steps and compute new frames alone: faster."),
     ] = 1,
+    frame_stride: Annotated[
+        int | None, typer.Option(min=1, help="Read every so many frames, and forecast frames as far apart. Default: 1.")
+    ] = None,
     field_name: FieldNames = None,
     revision: Revision = None,
     device: Device = None,
@@ -55,6 +59,8 @@ def forecast(
     """Forecast a simulation and write it to a file, with a picture if wanted."""
     from ..data.well import load_well, well_info
     from ..data.well_writer import save_well
+    from ..metrics import persistence
+    from ..pipeline_walrus import every_frame
 
     check_output(output, overwrite, (".hdf5", ".h5"))
     check_plot(plot, overwrite)
@@ -71,31 +77,28 @@ def forecast(
         if own not in fields:
             raise ValueError(f"--field-name: expected a field of {file} ({', '.join(fields)}), found {own!r}")
     pipe = load_pipeline(model, revision, device, field_name)
-    start = max(first - max(pipe.processor.context_frames, pipe.processor.context_frames_3d), 0)
-    known = min(first + steps, found.frames)
+    stride = frame_stride or 1
+    most = max(pipe.processor.context_frames, pipe.processor.context_frames_3d)
+    start = max(first - (most - 1) * stride - 1, 0)
+    known = min(first + steps * stride, found.frames)
     whole = load_well(file, trajectory, start, known - start)
     context = whole.frames(0, first - start)
-    truth = whole.frames(first - start) if known > first else None
+    truth = every_frame(whole.frames(first - start + stride - 1), stride) if known >= first + stride else None
     typer.echo(f"forecast from {context}")
     predicted = pipe.predict(
         context, steps, ensemble_size=ensemble, seed=seed, jitter=jitter, tokens_per_axis=tokens_per_axis,
-        use_cache=cache_steps > 1, cache_steps=cache_steps,
+        use_cache=cache_steps > 1, cache_steps=cache_steps, frame_stride=frame_stride,
     )  # fmt: skip
     save_well(predicted, output, overwrite=overwrite)
     typer.echo(f"wrote {output}: {steps} frames from time {predicted.time:g} on")
     if truth is not None:
-        _print_scores(pipe, context, predicted.frames(0, truth.num_frames), truth)
+        scored = predicted.frames(0, truth.num_frames)
+        still = dataclasses.replace(persistence(context, truth.num_frames), time=scored.time, dt=scored.dt)
+        scores, still_scores = (pipe.evaluate(guess, truth) for guess in (scored, still))
+        print_scores("VRMSE against the file (persistence in brackets)", scores, still_scores)
     if plot is not None:
         _draw(predicted, truth, plot, overwrite)
         typer.echo(f"wrote {plot}")
-
-
-def _print_scores(pipe, context, predicted, truth) -> None:
-    from ..metrics import persistence
-
-    scores = pipe.evaluate(predicted, truth)
-    still = pipe.evaluate(persistence(context, predicted.num_frames), truth)
-    print_scores("VRMSE against the file (persistence in brackets)", scores, still)
 
 
 def _draw(predicted, truth, path: Path, overwrite: bool) -> None:

@@ -44,6 +44,7 @@ from .layers import WalrusDropPath
 from .modeling_walrus import WalrusForPrediction
 from .pipeline_walrus import WalrusPipeline
 from .processing_walrus import WalrusProcessor
+from .strides import is_volume
 from .training.topology import check_processes
 
 __all__ = ["FinetuningArguments", "add_fields", "fit", "lora_config"]
@@ -249,7 +250,7 @@ def _open_parts(
     for part in (opened, held):
         check_fields(processor, part.template, part.name)
     processor.trained_stride = given.frame_stride
-    volume = sum(n > 1 for n in opened.template.grid) == 3
+    volume = is_volume(opened.template.grid)
     context = processor.most_frames(opened.template.grid)
     shortest = min(length for part in (opened, held) for _, length in part.lengths)
     frames = given.frames or max(2, min(context, (shortest - 1) // given.frame_stride))
@@ -306,7 +307,7 @@ def _prepare_model(
 
 def _freeze_unreached(model: nn.Module, template: Any) -> None:
     """Encoder and decoder of volumes get no gradient from planes, and the other way round."""
-    unreached = "planar" if sum(n > 1 for n in template.grid) == 3 else "volumetric"
+    unreached = "planar" if is_volume(template.grid) else "volumetric"
     bare = bare_model(model)
     for ends in (bare.model.embeddings, bare.decoder):
         for name, parameter in ends.named_parameters():

@@ -15,6 +15,7 @@ from transformers.feature_extraction_utils import BatchFeature, FeatureExtractio
 
 from .fields import FLAG_NAMES, PUBLISHED_FIELDS, BoundaryCondition, Trajectory
 from .jitter import TokenizationPlan, make_plan, warn_unmeasured
+from .strides import is_volume
 
 LETTERS = "xyz"
 # Beyond this the squares of the RMS scale leave float32.
@@ -118,7 +119,7 @@ class WalrusProcessor(FeatureExtractionMixin):
 
     def most_frames(self, grid: Sequence[int]) -> int:
         """The most frames that a forecast on this grid starts from; only axes of more than one cell count."""
-        return self.context_frames_3d if sum(n > 1 for n in grid) == 3 else self.context_frames
+        return self.context_frames_3d if is_volume(grid) else self.context_frames
 
     def plan(
         self,

@@ -87,9 +87,14 @@ def axis_strides(cells: int, periodic: bool, target: int) -> tuple[int, Strides]
     raise ValueError(f"no strides for a periodic axis of {cells} cells at {target} tokens; change tokens_per_axis")
 
 
+def is_volume(grid: Sequence[int]) -> bool:
+    """Whether all three axes have more than one cell; anything else is read as a plane."""
+    return sum(n > 1 for n in grid) == 3
+
+
 def token_target(grid: Sequence[int], tokens_per_axis: int, tokens_per_axis_3d: int) -> int:
     """Tokens to aim at along each axis: `tokens_per_axis_3d` where all three axes have several cells."""
-    target = tokens_per_axis_3d if sum(n > 1 for n in grid) == 3 else tokens_per_axis
+    target = tokens_per_axis_3d if is_volume(grid) else tokens_per_axis
     if target < 1:
         raise ValueError(f"expected at least one token per axis, found {target}")
     return target

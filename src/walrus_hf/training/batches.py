@@ -19,6 +19,7 @@ from ..data.reader import BatchReader
 from ..data.source_files import locate_source, open_source
 from ..data.streams import block_bytes, scenario_processor, warn_of_small_blocks
 from ..processing_walrus import WalrusProcessor
+from ..strides import is_volume
 from .arguments import PretrainingArguments
 from .costs import Geometry
 from .guards import substitute
@@ -72,8 +73,8 @@ def open_index(
     processor = base if scenario is None else scenario_processor(base, scenario)
     zeros = () if scenario is None else scenario.zero_fields
     name = source_name(source, arguments.sources) if scenario is None else scenario.name
-    is_volume = sum(n > 1 for n in manifest.files[0].grid) == 3
-    shape = micro_batch_shape(arguments.mode, is_volume, arguments.batch_size, arguments.frames)
+    volume = is_volume(manifest.files[0].grid)
+    shape = micro_batch_shape(arguments.mode, volume, arguments.batch_size, arguments.frames)
     strides = (arguments.stride_min, arguments.stride_max)
     frames = shape.frames + extra_frames + 1
     try:

@@ -19,6 +19,7 @@ from ..data.index import ScenarioIndex
 from ..data.scenarios import Scenario
 from ..fields import BoundaryCondition
 from ..jitter import TokenizationPlan, make_plan
+from ..strides import is_volume
 
 # Operations of a training step for each one of a forward pass: 1 forward, 2 backward, and half of the blocks are
 # computed again (the published run kept the activations of every second block; arXiv 2511.15684, section 6).
@@ -109,7 +110,7 @@ class Geometry:
 
     @property
     def is_volume(self) -> bool:
-        return min(self.grid) > 1
+        return is_volume(self.grid)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -171,7 +171,7 @@ def nano() -> tuple[dict[str, Any], str]:
         f"computes in {weights['computed']}.",
         costs=results["costs"], evaluation=nano_evaluation(results), training=nano_training(trained),
         provenance=f"{NANO}\n\nThe weights in the package were measured by `{trained['command']}`, where `long` "
-        f"holds the last stage of the training and `before` the weights before it. Commit of the last "
+        "holds the last stage of the training. Commit of the last "
         f"stage of their training: {trained['commit'] or 'not recorded'}. SHA-256 of `model.safetensors`: "
         f"`{weights['sha256']}`.",
         data=ModelCardData(license="mit", library_name="walrus_hf", pipeline_tag=TASK, tags=list(TAGS)),

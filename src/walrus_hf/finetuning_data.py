@@ -342,11 +342,11 @@ def global_scales(windows: Windows, numbers: np.ndarray, eps: float) -> dict[str
 
 def _as_read(name: str, trajectory: Trajectory, processor: WalrusProcessor) -> np.ndarray:
     """The values of a field that the model gets: logarithms, and zeros inside obstacles."""
-    values = trajectory.fields[name]
-    values = np.log10(values) if name in processor.log_fields else np.asarray(values)
-    if trajectory.obstacle_mask is None:
-        return values
-    return np.where(trajectory.obstacle_mask.reshape(*trajectory.grid, *[1] * trajectory.rank(name)), 0.0, values)
+    values, log = np.asarray(trajectory.fields[name]), name in processor.log_fields
+    if trajectory.obstacle_mask is not None:
+        mask = trajectory.obstacle_mask.reshape(*trajectory.grid, *[1] * trajectory.rank(name))
+        values = np.where(mask, 1 if log else 0, values)  # the logarithm of 1 is 0
+    return np.log10(values) if log else values
 
 
 def scales_of(stats: Mapping[str, Mapping[str, Any]], eps: float) -> dict[str, dict[str, Any]]:

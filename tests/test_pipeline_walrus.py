@@ -106,6 +106,7 @@ def test_a_seed_makes_a_forecast_reproducible(pipe):
     given = simulation()
     first, again, other = (pipe.predict(given, 2, seed=seed, progress=False) for seed in (3, 3, 4))
     assert same(first, again)
+    assert same(first, pipe.predict(given, 2, seed=np.int64(3), progress=False))
     assert not same(first, other)
     torch.manual_seed(0)
     unseeded = pipe.predict(given, 2, progress=False)

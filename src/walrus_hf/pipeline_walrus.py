@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import operator
 import os
 import tempfile
 import warnings
@@ -371,7 +372,8 @@ class WalrusPipeline:
                 "be noise; subtract a constant from it, such as its mean",
                 stacklevel=3,
             )
-        generators = [None if seed is None else torch.Generator().manual_seed(seed + i) for i in range(ensemble_size)]
+        seeds = [None if seed is None else operator.index(seed) + i for i in range(ensemble_size)]  # NumPy's, too
+        generators = [None if own is None else torch.Generator().manual_seed(own) for own in seeds]
         members = member_rollouts(
             self.model, processor, inputs, recent, prediction_length, generators, tokens_per_axis, jitter, **held
         )

@@ -531,5 +531,18 @@ def test_a_device_that_is_not_there_is_refused(folder, device):
         WalrusPipeline.from_pretrained(folder, device=device)
 
 
+def test_models_that_cannot_forecast_or_hide_something_are_refused_with_a_remedy(pipe, adapters, folder):
+    with pytest.raises(ValueError, match=r"found WalrusModel, which cannot forecast; load it with"):
+        WalrusPipeline(pipe.model.model)
+    with pytest.raises(ValueError, match=r"a wrapper of torch.compile, .* call model.compile\(\)"):
+        WalrusPipeline(torch.compile(pipe.model))
+    other = WalrusPipeline.from_pretrained(folder)
+    other.model.load_adapter(str(adapters[0]))
+    with pytest.raises(ValueError, match=r"transformers put inside; .* WalrusPipeline.load_adapter"):
+        other.predict(simulation(), 1, adapter="base", progress=False)
+    with pytest.raises(ValueError, match="transformers put inside"):
+        WalrusPipeline(other.model)
+
+
 def test_a_model_alone_gets_a_processor(pipe):
     assert isinstance(WalrusPipeline(pipe.model).processor, WalrusProcessor)

@@ -47,6 +47,10 @@ class WalrusPipeline:
         processor: its [`WalrusProcessor`]; None makes one that fits the model's configuration.
         adapter_record: what is known of the base of its adapters; `fit` and `from_pretrained` give it.
         base: the pipeline that the adapters were added to, for what the model reads without them; they give it too.
+
+    Raises:
+        ValueError: a model that cannot forecast, is a wrapper of `torch.compile`, or holds adapters that PEFT did not
+            put around it; a processor of another vocabulary.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class WalrusPipeline:
         adapter_record: AdapterRecord | None = None,
         base: WalrusPipeline | None = None,
     ):
+        _check_model(model)
         self.model: Any = model.eval()
         own = processor or processor_for(model.config)
         self.adapter_record = adapter_record
@@ -181,6 +186,7 @@ class WalrusPipeline:
         return WalrusPipeline(merged, processor)
 
     def _adapters(self) -> list[str]:
+        _check_model(self.model)
         return [] if isinstance(self.model, WalrusForPrediction) else list(self.model.peft_config)
 
     @contextlib.contextmanager
@@ -414,6 +420,26 @@ class WalrusPipeline:
             windows = tuple((first, last) for first, last in WINDOWS if last <= forecast.num_frames)
             windows += ((1, forecast.num_frames),) if (1, forecast.num_frames) not in windows else ()
         return lead_time_windows(scores, windows)
+
+
+def _check_model(model: Any) -> None:
+    """`ValueError` for a model that gives no forecast, or whose adapters or compilation would be passed over."""
+    if hasattr(model, "_orig_mod"):
+        raise ValueError(
+            "model: expected the model itself, found a wrapper of torch.compile, around whose forecasts nothing would "
+            "be compiled; call model.compile(), which compiles in place, and give the model"
+        )
+    if isinstance(model, WalrusForPrediction):
+        if getattr(model, "_hf_peft_config_loaded", False):
+            raise ValueError(
+                "model: expected one without adapters, or with PEFT's around it, found adapters that transformers put "
+                "inside; give the bare model, then call WalrusPipeline.load_adapter(folder, name)"
+            )
+    elif not hasattr(model, "peft_config") or not any(isinstance(m, WalrusForPrediction) for m in model.modules()):
+        raise ValueError(
+            f"model: expected a WalrusForPrediction, or one with PEFT adapters, found {type(model).__name__}, which "
+            "cannot forecast; load it with WalrusForPrediction.from_pretrained"
+        )
 
 
 def _refuse_other_kind(folder: Path, adapted: bool) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from walrus_hf import Trajectory, WalrusForPrediction, WalrusPipeline, WalrusProcessor
+from walrus_hf.adapters import add_fields
 from walrus_hf.loading import processor_for
 from walrus_hf.metrics import persistence
 from walrus_hf.normalization import delta_scales, field_scales
@@ -453,6 +454,21 @@ def test_an_adapter_that_replaces_another_leaves_no_record_of_it(adapters):
     (one / "walrus_adapter.json").write_text("of the adapter that was there")
     WalrusPipeline.from_pretrained(two).save_pretrained(one)
     assert not (one / "walrus_adapter.json").exists()
+
+
+def test_an_adapter_on_fields_that_its_folder_would_lose_is_not_saved(folder, tmp_path):
+    peft = pytest.importorskip("peft")
+    base = WalrusPipeline.from_pretrained(folder)
+    grown, processor = add_fields(base.model, base.processor, ["tracer_of_my_own"])
+    settings = peft.LoraConfig(target_modules=["q_proj"])
+    with pytest.raises(ValueError, match=r"found tracer_of_my_own added to .* merge_adapter\(\) gives, or save"):
+        WalrusPipeline(peft.get_peft_model(grown, settings), processor).save_pretrained(tmp_path / "lost")
+    assert not (tmp_path / "lost").exists()
+    grown, processor = add_fields(base.model, base.processor, ["tracer_of_my_own"])
+    WalrusPipeline(grown, processor).save_pretrained(tmp_path / "grown")
+    adapted = peft.get_peft_model(WalrusForPrediction.from_pretrained(tmp_path / "grown"), settings)
+    WalrusPipeline(adapted, processor).save_pretrained(tmp_path / "adapter")
+    assert "tracer_of_my_own" in WalrusPipeline.from_pretrained(tmp_path / "adapter").processor.field2id
 
 
 def test_an_adapter_whose_base_is_gone_is_refused(tmp_path):

@@ -20,6 +20,8 @@ from torch import Tensor
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from .adapters import Extension
+from .checkpoints import locate
+from .configuration_walrus import WalrusConfig
 from .modeling_walrus import WalrusForPrediction
 
 RECORD_FILE = "walrus_adapter.json"
@@ -135,6 +137,23 @@ def check_base(folder: Path, found: Mapping[str, Any], base_name: str) -> Adapte
             f"({reason}); name the right one in base_model_name_or_path of {folder / 'adapter_config.json'}"
         )
     return record
+
+
+def described_fields(record: AdapterRecord | None, adapter: Any) -> Mapping[str, Any] | None:
+    """The names that an adapter's base has once it is loaded; None where the base is not at hand.
+
+    Args:
+        adapter: PEFT's configuration of it.
+    """
+    if record is not None:
+        return {**record.base["config"]["field2id"], **record.extension.new_fields}
+    if not adapter.base_model_name_or_path:
+        return None
+    try:
+        name = str(locate(adapter.base_model_name_or_path))
+        return WalrusConfig.from_pretrained(name, revision=adapter.revision or "main").field2id
+    except (OSError, ValueError):
+        return None
 
 
 def attach_adapter(model: Any, folder: Path, name: str) -> Any:

@@ -23,6 +23,7 @@ from .adapter_files import (
     adapter_folder,
     attach_adapter,
     check_base,
+    described_fields,
     fingerprint,
 )
 from .adapters import bare_model, configs_of, join_columns
@@ -241,15 +242,30 @@ class WalrusPipeline:
 
         Raises:
             FileExistsError: a whole model is there and this would be an adapter, or the other way round.
+            ValueError: an adapter on a base to which fields were added that would not be saved.
         """
         folder, adapted = Path(directory), bool(self._adapters())
         _refuse_other_kind(folder, adapted)
+        if adapted:
+            self._refuse_lost_fields(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if adapted:
             self._save_adapter(folder)
         else:
             self.model.save_pretrained(folder, max_shard_size=max_shard_size)
         self.processor.save_pretrained(folder)
+
+    def _refuse_lost_fields(self, folder: Path) -> None:
+        """New columns that neither the base nor the record describes would be left out in silence."""
+        name = self.model.active_adapter
+        known = described_fields(self.adapter_record, self.model.peft_config[name])
+        lost = [field for field in self.model.config.field2id or {} if known is not None and field not in known]
+        if lost:
+            raise ValueError(
+                f"{folder}: expected an adapter of a base that knows all its fields, found {', '.join(lost)} added to "
+                "the base before it, which a folder of an adapter does not hold; save what merge_adapter() gives, or "
+                "save the base with the new fields first, and put the adapter on what is loaded from there"
+            )
 
     def _save_adapter(self, folder: Path) -> None:
         """The active adapter at the top, where `from_pretrained` looks; PEFT gives named ones folders of their own."""

@@ -423,6 +423,12 @@ def test_an_adapter_that_was_loaded_by_name_is_saved_where_it_is_found_again(fol
     assert same(*(pipe.predict(simulation(), 2, seed=0, progress=False) for pipe in (found, expected)))
 
 
+def test_loading_adapters_warns_of_nothing(adapters):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        WalrusPipeline.from_pretrained(adapters[0]).load_adapter(adapters[1], "mine")
+
+
 def test_a_saved_adapter_leaves_a_card_and_folders_beside_it_alone(folder, adapters):
     one, two = adapters
     (one / "README.md").write_text("mine")

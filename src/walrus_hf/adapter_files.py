@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from .adapters import Extension
+from .adapters import Extension, without_deprecations
 from .checkpoints import locate
 from .configuration_walrus import WalrusConfig
 from .modeling_walrus import WalrusForPrediction
@@ -160,10 +160,11 @@ def attach_adapter(model: Any, folder: Path, name: str) -> Any:
     from peft import PeftModel
 
     try:
-        if isinstance(model, PeftModel):
-            model.load_adapter(str(folder), name)
-            return model
-        return PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+        with without_deprecations():
+            if isinstance(model, PeftModel):
+                model.load_adapter(str(folder), name)
+                return model
+            return PeftModel.from_pretrained(model, str(folder), adapter_name=name)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(
             f"{folder}: expected an adapter for this base, found one that cannot be loaded ({first_line(error)})"

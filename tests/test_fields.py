@@ -209,6 +209,16 @@ def test_the_finite_check_names_the_field_and_the_frame(bad, dtype):
         trajectory.check_finite()
 
 
+def test_the_finite_check_passes_over_what_stands_inside_obstacles():
+    trajectory = plane(obstacle_mask=np.eye(6, 9, dtype=bool))
+    trajectory.fields["velocity"] = trajectory.fields["velocity"].astype(np.float32)
+    trajectory.fields["velocity"][2, 3, 3, 1] = np.nan
+    trajectory.check_finite()
+    trajectory.fields["velocity"][2, 3, 4, 1] = np.nan
+    with pytest.raises(ValueError, match=r"field 'velocity', frame 2: .* found 1 NaN or infinite of 96"):
+        trajectory.check_finite()
+
+
 def test_the_finite_check_reads_constant_fields_too():
     trajectory = plane()
     trajectory.constant_fields["mask"][1, 2] = np.nan

@@ -173,3 +173,11 @@ def test_trajectories_of_different_kinds_are_refused():
         ValueError, match="trajectory 1: expected the fields, axes, grid and boundaries of trajectory 0"
     ):
         open_data([RUNS[0], simulation(frames=9, grid=(16, 16))])
+    masked = dataclasses.replace(RUNS[0], obstacle_mask=np.zeros(RUNS[0].grid, dtype=bool))
+    with pytest.raises(ValueError, match="found another choice of an obstacle mask or none: a mask beside none"):
+        open_data([RUNS[0], masked])
+    flat = dataclasses.replace(RUNS[0], fields={**RUNS[0].fields, "velocity": RUNS[0].fields["velocity"][..., 0]})
+    with pytest.raises(
+        ValueError, match=r"another choice of fields and ranks: .*'velocity': 0.* beside .*'velocity': 1"
+    ):
+        open_data([RUNS[0], flat])

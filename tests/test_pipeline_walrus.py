@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from walrus_hf import Trajectory, WalrusForPrediction, WalrusPipeline, WalrusProcessor
+from walrus_hf.adapters import add_fields
 from walrus_hf.loading import processor_for
 from walrus_hf.metrics import persistence
 from walrus_hf.normalization import delta_scales, field_scales
@@ -106,6 +107,7 @@ def test_a_seed_makes_a_forecast_reproducible(pipe):
     given = simulation()
     first, again, other = (pipe.predict(given, 2, seed=seed, progress=False) for seed in (3, 3, 4))
     assert same(first, again)
+    assert same(first, pipe.predict(given, 2, seed=np.int64(3), progress=False))
     assert not same(first, other)
     torch.manual_seed(0)
     unseeded = pipe.predict(given, 2, progress=False)
@@ -421,6 +423,12 @@ def test_an_adapter_that_was_loaded_by_name_is_saved_where_it_is_found_again(fol
     assert same(*(pipe.predict(simulation(), 2, seed=0, progress=False) for pipe in (found, expected)))
 
 
+def test_loading_adapters_warns_of_nothing(adapters):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        WalrusPipeline.from_pretrained(adapters[0]).load_adapter(adapters[1], "mine")
+
+
 def test_a_saved_adapter_leaves_a_card_and_folders_beside_it_alone(folder, adapters):
     one, two = adapters
     (one / "README.md").write_text("mine")
@@ -452,6 +460,21 @@ def test_an_adapter_that_replaces_another_leaves_no_record_of_it(adapters):
     (one / "walrus_adapter.json").write_text("of the adapter that was there")
     WalrusPipeline.from_pretrained(two).save_pretrained(one)
     assert not (one / "walrus_adapter.json").exists()
+
+
+def test_an_adapter_on_fields_that_its_folder_would_lose_is_not_saved(folder, tmp_path):
+    peft = pytest.importorskip("peft")
+    base = WalrusPipeline.from_pretrained(folder)
+    grown, processor = add_fields(base.model, base.processor, ["tracer_of_my_own"])
+    settings = peft.LoraConfig(target_modules=["q_proj"])
+    with pytest.raises(ValueError, match=r"found tracer_of_my_own added to .* merge_adapter\(\) gives, or save"):
+        WalrusPipeline(peft.get_peft_model(grown, settings), processor).save_pretrained(tmp_path / "lost")
+    assert not (tmp_path / "lost").exists()
+    grown, processor = add_fields(base.model, base.processor, ["tracer_of_my_own"])
+    WalrusPipeline(grown, processor).save_pretrained(tmp_path / "grown")
+    adapted = peft.get_peft_model(WalrusForPrediction.from_pretrained(tmp_path / "grown"), settings)
+    WalrusPipeline(adapted, processor).save_pretrained(tmp_path / "adapter")
+    assert "tracer_of_my_own" in WalrusPipeline.from_pretrained(tmp_path / "adapter").processor.field2id
 
 
 def test_an_adapter_whose_base_is_gone_is_refused(tmp_path):
@@ -528,6 +551,19 @@ def test_a_missing_folder_and_a_file_are_refused(tmp_path):
 def test_a_device_that_is_not_there_is_refused(folder, device):
     with pytest.raises(ValueError, match=f"expected one that this machine has, such as 'cpu', found '{device}'"):
         WalrusPipeline.from_pretrained(folder, device=device)
+
+
+def test_models_that_cannot_forecast_or_hide_something_are_refused_with_a_remedy(pipe, adapters, folder):
+    with pytest.raises(ValueError, match=r"found WalrusModel, which cannot forecast; load it with"):
+        WalrusPipeline(pipe.model.model)
+    with pytest.raises(ValueError, match=r"a wrapper of torch.compile, .* call model.compile\(\)"):
+        WalrusPipeline(torch.compile(pipe.model))
+    other = WalrusPipeline.from_pretrained(folder)
+    other.model.load_adapter(str(adapters[0]))
+    with pytest.raises(ValueError, match=r"transformers put inside; .* WalrusPipeline.load_adapter"):
+        other.predict(simulation(), 1, adapter="base", progress=False)
+    with pytest.raises(ValueError, match="transformers put inside"):
+        WalrusPipeline(other.model)
 
 
 def test_a_model_alone_gets_a_processor(pipe):

@@ -370,6 +370,28 @@ def test_a_logarithm_of_a_number_that_is_not_positive_is_refused(smallest):
         WalrusProcessor(log_fields=["density"])(plane({"density": density}))
 
 
+@pytest.mark.parametrize("log_fields", [[], ["density"]])
+@pytest.mark.parametrize("inside", [0.0, -1.0, 1e30, np.nan, np.inf])
+def test_what_stands_inside_obstacles_is_never_read(inside, log_fields):
+    mask = RNG.random((16, 8)) > 0.8
+    density = np.exp(array(3, 16, 8))
+    processor = WalrusProcessor(log_fields=log_fields)
+    clean, dirty = (
+        processor(plane({"density": values}, obstacle_mask=mask))["field_values"]
+        for values in (density, np.where(mask, inside, density))
+    )
+    torch.testing.assert_close(dirty, clean, rtol=0, atol=0)
+    assert not dirty[..., 0][:, :, :, mask].any()
+
+
+def test_a_forecast_of_logarithms_beside_obstacles_can_be_read_again():
+    given = plane({"density": np.exp(array(3, 16, 8))}, obstacle_mask=np.eye(16, 8, dtype=bool))
+    processor = WalrusProcessor(log_fields=["density"])
+    values = processor(given)["field_values"]
+    again = processor(processor.postprocess(values, given))["field_values"]
+    torch.testing.assert_close(again, values)
+
+
 def test_bad_constants_are_refused_like_fields():
     with pytest.raises(ValueError, match="constant field 'speed_of_sound'"):
         WalrusProcessor()(plane(constant_fields={"speed_of_sound": np.full((16, 8), np.inf)}))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from walrus_hf import Trajectory, WalrusConfig, WalrusForPrediction, WalrusProcessor
-from walrus_hf.rollouts import device_of, member_rollouts, small_changes
+from walrus_hf.rollouts import device_of, hidden_changes, member_rollouts, small_changes
 
 CONFIG = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "stem_hidden_size": 8,
@@ -72,6 +72,11 @@ def test_inputs_go_where_the_weights_are_and_to_the_cpu_if_those_are_nowhere(mod
     with torch.device("meta"):
         nowhere = torch.nn.Linear(2, 2)
     assert device_of(nowhere) == torch.device("cpu")
+
+
+def test_a_field_of_yes_and_no_at_rest_hides_no_change(processor, trajectory):
+    trajectory.fields["b"] = np.broadcast_to(np.eye(24, 16, dtype=bool), (4, 24, 16))
+    assert hidden_changes(processor, processor(trajectory), trajectory) == []
 
 
 def test_fields_that_hardly_change_are_named_with_their_change_unless_scales_are_given(processor, trajectory):

@@ -19,7 +19,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from .adapters import Extension
+from .adapters import Extension, without_deprecations
+from .checkpoints import locate
+from .configuration_walrus import WalrusConfig
 from .modeling_walrus import WalrusForPrediction
 
 RECORD_FILE = "walrus_adapter.json"
@@ -137,14 +139,32 @@ def check_base(folder: Path, found: Mapping[str, Any], base_name: str) -> Adapte
     return record
 
 
+def described_fields(record: AdapterRecord | None, adapter: Any) -> Mapping[str, Any] | None:
+    """The names that an adapter's base has once it is loaded; None where the base is not at hand.
+
+    Args:
+        adapter: PEFT's configuration of it.
+    """
+    if record is not None:
+        return {**record.base["config"]["field2id"], **record.extension.new_fields}
+    if not adapter.base_model_name_or_path:
+        return None
+    try:
+        name = str(locate(adapter.base_model_name_or_path))
+        return WalrusConfig.from_pretrained(name, revision=adapter.revision or "main").field2id
+    except (OSError, ValueError):
+        return None
+
+
 def attach_adapter(model: Any, folder: Path, name: str) -> Any:
     from peft import PeftModel
 
     try:
-        if isinstance(model, PeftModel):
-            model.load_adapter(str(folder), name)
-            return model
-        return PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+        with without_deprecations():
+            if isinstance(model, PeftModel):
+                model.load_adapter(str(folder), name)
+                return model
+            return PeftModel.from_pretrained(model, str(folder), adapter_name=name)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(
             f"{folder}: expected an adapter for this base, found one that cannot be loaded ({first_line(error)})"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import difflib
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -181,6 +183,14 @@ class Extension:
         for config in configs_of(model):
             config.scale_eps = self.scale_eps
         return added
+
+
+@contextlib.contextmanager
+def without_deprecations() -> Iterator[None]:
+    """Quiet about names of transformers whose successors the oldest version that we support does not have."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def bare_model(model: Any) -> WalrusForPrediction:

@@ -68,7 +68,7 @@ class Trajectory:
         time: time of the first frame, same units.
         name: what to call it in tables and files.
         coordinates: axis -> positions of the cells `(n,)`; only carried along.
-        obstacle_mask: bool `(*grid,)`, True inside obstacles; those cells are neither scored nor forecast.
+        obstacle_mask: bool `(*grid,)`, True inside obstacles; those cells are neither read, scored nor forecast.
         ensemble: for forecasts of several members: name -> array `(members, T, *grid, ...)`; `fields` is their mean.
         grid_type: `"cartesian"` or another grid type of The Well; only carried along.
 
@@ -144,10 +144,11 @@ class Trajectory:
         )
 
     def check_finite(self) -> None:
-        """`ValueError` that names the first field and frame with NaN or infinity."""
+        """`ValueError` that names the first field and frame with NaN or infinity; inside obstacles they may stand."""
+        free = ... if self.obstacle_mask is None else ~self.obstacle_mask
         for name, values in self.fields.items():
             for t, frame in enumerate(values):
-                self._check_finite_array(f"field {name!r}, frame {t}", frame)
+                self._check_finite_array(f"field {name!r}, frame {t}", frame[free])
         for name, values in self.constant_fields.items():
             self._check_finite_array(f"constant field {name!r}", values)
 

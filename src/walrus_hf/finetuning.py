@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from accelerate import Accelerator, DistributedType
 from torch import nn
 
 from .adapter_files import AdapterRecord, fingerprint
-from .adapters import Extension, add_fields, bare_model, configs_of, join_columns, lora_config
+from .adapters import Extension, add_fields, bare_model, configs_of, join_columns, lora_config, without_deprecations
 from .checkpoints import locate
 from .data.statistics import read_stats
 from .finetuning_arguments import LEARNING_RATES, FinetuningArguments, check_known
@@ -277,8 +276,7 @@ def _prepare_model(
         if isinstance(module, WalrusDropPath):
             module.drop_prob = 0.0
     if given.gradient_checkpointing:
-        with warnings.catch_warnings():  # the new name for it does not exist in the oldest transformers that we support
-            warnings.simplefilter("ignore", FutureWarning)
+        with without_deprecations():
             model.gradient_checkpointing_enable({"use_reentrant": False})
     if given.method != "lora":
         model.requires_grad_(given.method == "full")
@@ -298,8 +296,7 @@ def _prepare_model(
     config = lora_config(given.preset, given.rank, **others, modules_to_save=saved or None)
     bare_model(model).name_or_path = base_name  # PEFT takes it from there
     config.revision = vars(model.config).get("_commit_hash")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
+    with without_deprecations():
         adapted: Any = get_peft_model(model, config)
     _freeze_unreached(adapted, template)
     return adapted, AdapterRecord(extension, base)

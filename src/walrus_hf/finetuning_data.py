@@ -208,11 +208,13 @@ def open_data(source: Source, split: str = "train") -> Opened:
     if not found:
         raise ValueError("data: expected at least one trajectory, found none")
     for place, trajectory in found[1:]:
-        if _topology(trajectory) != _topology(found[0][1]):
-            raise ValueError(
-                f"{place}: expected the fields, axes, grid and boundaries of {found[0][0]}, found {trajectory} beside "
-                f"{found[0][1]}"
-            )
+        first, other = _topology(found[0][1]), _topology(trajectory)
+        for what, expected in first.items():
+            if other[what] != expected:
+                raise ValueError(
+                    f"{place}: expected the fields, axes, grid and boundaries of {found[0][0]}, found another {what}: "
+                    f"{other[what]} beside {expected}"
+                )
     return Opened(name, found[0][1], [(place, trajectory.num_frames) for place, trajectory in found], found=found)
 
 
@@ -342,11 +344,11 @@ def global_scales(windows: Windows, numbers: np.ndarray, eps: float) -> dict[str
 
 def _as_read(name: str, trajectory: Trajectory, processor: WalrusProcessor) -> np.ndarray:
     """The values of a field that the model gets: logarithms, and zeros inside obstacles."""
-    values = trajectory.fields[name]
-    values = np.log10(values) if name in processor.log_fields else np.asarray(values)
-    if trajectory.obstacle_mask is None:
-        return values
-    return np.where(trajectory.obstacle_mask.reshape(*trajectory.grid, *[1] * trajectory.rank(name)), 0.0, values)
+    values, log = np.asarray(trajectory.fields[name]), name in processor.log_fields
+    if trajectory.obstacle_mask is not None:
+        mask = trajectory.obstacle_mask.reshape(*trajectory.grid, *[1] * trajectory.rank(name))
+        values = np.where(mask, 1 if log else 0, values)  # the logarithm of 1 is 0
+    return np.log10(values) if log else values
 
 
 def scales_of(stats: Mapping[str, Mapping[str, Any]], eps: float) -> dict[str, dict[str, Any]]:
@@ -414,6 +416,13 @@ def _ends_digest(trajectory: Trajectory) -> str:
     return found.hexdigest()
 
 
-def _topology(trajectory: Trajectory) -> tuple[Any, ...]:
-    ranks = {name: trajectory.rank(name) for name in (*trajectory.fields, *trajectory.constant_fields)}
-    return ranks, trajectory.axes, trajectory.grid, trajectory.boundary_ids(), trajectory.obstacle_mask is None
+def _topology(trajectory: Trajectory) -> dict[str, Any]:
+    """What trajectories of one source have in common, in words for a message."""
+    return {
+        "choice of fields and ranks": {name: trajectory.rank(name) for name in trajectory.fields},
+        "choice of constant fields and ranks": {name: trajectory.rank(name) for name in trajectory.constant_fields},
+        "choice of axes": trajectory.axes,
+        "grid": trajectory.grid,
+        "kind of boundary (ids of the low and high side of each axis)": trajectory.boundary_ids(),
+        "choice of an obstacle mask or none": "none" if trajectory.obstacle_mask is None else "a mask",
+    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Iterable
 from typing import Any
@@ -13,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .adapters import DEFAULT_PRESET, lora_config
+from .adapters import DEFAULT_PRESET, lora_config, without_deprecations
 from .configuration_walrus import WalrusConfig
 from .jitter import TokenizationPlan
 from .modeling_walrus import WalrusForPrediction
@@ -60,8 +59,7 @@ class LiveBytes(TorchDispatchMode):
 def _adapted(model: WalrusForPrediction, preset: str, rank: int) -> Any:
     from peft import get_peft_model
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
+    with without_deprecations():
         return get_peft_model(model, lora_config(preset, rank))
 
 
@@ -91,8 +89,7 @@ def finetuning_bytes(
     with torch.device("meta"):
         model: Any = WalrusForPrediction(config)
     if gradient_checkpointing:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
+        with without_deprecations():
             model.gradient_checkpointing_enable({"use_reentrant": False})
     if method == "lora":
         model = _adapted(model, preset, rank)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import operator
 import os
 import tempfile
 import warnings
@@ -22,6 +23,7 @@ from .adapter_files import (
     adapter_folder,
     attach_adapter,
     check_base,
+    described_fields,
     fingerprint,
 )
 from .adapters import bare_model, configs_of, join_columns
@@ -46,6 +48,10 @@ class WalrusPipeline:
         processor: its [`WalrusProcessor`]; None makes one that fits the model's configuration.
         adapter_record: what is known of the base of its adapters; `fit` and `from_pretrained` give it.
         base: the pipeline that the adapters were added to, for what the model reads without them; they give it too.
+
+    Raises:
+        ValueError: a model that cannot forecast, is a wrapper of `torch.compile`, or holds adapters that PEFT did not
+            put around it; a processor of another vocabulary.
     """
 
     def __init__(
@@ -55,6 +61,7 @@ class WalrusPipeline:
         adapter_record: AdapterRecord | None = None,
         base: WalrusPipeline | None = None,
     ):
+        _check_model(model)
         self.model: Any = model.eval()
         own = processor or processor_for(model.config)
         self.adapter_record = adapter_record
@@ -180,6 +187,7 @@ class WalrusPipeline:
         return WalrusPipeline(merged, processor)
 
     def _adapters(self) -> list[str]:
+        _check_model(self.model)
         return [] if isinstance(self.model, WalrusForPrediction) else list(self.model.peft_config)
 
     @contextlib.contextmanager
@@ -234,15 +242,30 @@ class WalrusPipeline:
 
         Raises:
             FileExistsError: a whole model is there and this would be an adapter, or the other way round.
+            ValueError: an adapter on a base to which fields were added that would not be saved.
         """
         folder, adapted = Path(directory), bool(self._adapters())
         _refuse_other_kind(folder, adapted)
+        if adapted:
+            self._refuse_lost_fields(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if adapted:
             self._save_adapter(folder)
         else:
             self.model.save_pretrained(folder, max_shard_size=max_shard_size)
         self.processor.save_pretrained(folder)
+
+    def _refuse_lost_fields(self, folder: Path) -> None:
+        """New columns that neither the base nor the record describes would be left out in silence."""
+        name = self.model.active_adapter
+        known = described_fields(self.adapter_record, self.model.peft_config[name])
+        lost = [field for field in self.model.config.field2id or {} if known is not None and field not in known]
+        if lost:
+            raise ValueError(
+                f"{folder}: expected an adapter of a base that knows all its fields, found {', '.join(lost)} added to "
+                "the base before it, which a folder of an adapter does not hold; save what merge_adapter() gives, or "
+                "save the base with the new fields first, and put the adapter on what is loaded from there"
+            )
 
     def _save_adapter(self, folder: Path) -> None:
         """The active adapter at the top, where `from_pretrained` looks; PEFT gives named ones folders of their own."""
@@ -371,7 +394,8 @@ class WalrusPipeline:
                 "be noise; subtract a constant from it, such as its mean",
                 stacklevel=3,
             )
-        generators = [None if seed is None else torch.Generator().manual_seed(seed + i) for i in range(ensemble_size)]
+        seeds = [None if seed is None else operator.index(seed) + i for i in range(ensemble_size)]  # NumPy's, too
+        generators = [None if own is None else torch.Generator().manual_seed(own) for own in seeds]
         members = member_rollouts(
             self.model, processor, inputs, recent, prediction_length, generators, tokens_per_axis, jitter, **held
         )
@@ -412,6 +436,26 @@ class WalrusPipeline:
             windows = tuple((first, last) for first, last in WINDOWS if last <= forecast.num_frames)
             windows += ((1, forecast.num_frames),) if (1, forecast.num_frames) not in windows else ()
         return lead_time_windows(scores, windows)
+
+
+def _check_model(model: Any) -> None:
+    """`ValueError` for a model that gives no forecast, or whose adapters or compilation would be passed over."""
+    if hasattr(model, "_orig_mod"):
+        raise ValueError(
+            "model: expected the model itself, found a wrapper of torch.compile, around whose forecasts nothing would "
+            "be compiled; call model.compile(), which compiles in place, and give the model"
+        )
+    if isinstance(model, WalrusForPrediction):
+        if getattr(model, "_hf_peft_config_loaded", False):
+            raise ValueError(
+                "model: expected one without adapters, or with PEFT's around it, found adapters that transformers put "
+                "inside; give the bare model, then call WalrusPipeline.load_adapter(folder, name)"
+            )
+    elif not hasattr(model, "peft_config") or not any(isinstance(m, WalrusForPrediction) for m in model.modules()):
+        raise ValueError(
+            f"model: expected a WalrusForPrediction, or one with PEFT adapters, found {type(model).__name__}, which "
+            "cannot forecast; load it with WalrusForPrediction.from_pretrained"
+        )
 
 
 def _refuse_other_kind(folder: Path, adapted: bool) -> None:

@@ -182,15 +182,14 @@ class WalrusProcessor(FeatureExtractionMixin):
         constants = self.channels(trajectory, constant=True)
         trajectory.check_finite()
         data: dict[str, Any] = self.static_inputs(trajectory)
-        values = stack_channels(channels, trajectory.fields, (trajectory.num_frames, *trajectory.grid))[None]
-        if trajectory.obstacle_mask is not None:
-            mask = torch.from_numpy(_lift(trajectory.obstacle_mask, len(trajectory.axes)))[None]
-            # Forecasts are zero inside obstacles; other values in the given frames would be a jump that sets the scale.
-            data["obstacle_mask"] = mask
-            values = values.masked_fill(mask[:, None, None], 0.0)
+        obstacle = trajectory.obstacle_mask
+        data["field_values"] = stack_channels(
+            channels, trajectory.fields, (trajectory.num_frames, *trajectory.grid), obstacle
+        )[None]
+        if obstacle is not None:
+            data["obstacle_mask"] = torch.from_numpy(_lift(obstacle, len(trajectory.axes)))[None]
         if constants:
             data["constant_values"] = stack_channels(constants, trajectory.constant_fields, (1, *trajectory.grid))
-        data["field_values"] = values
         if plan is not None:
             grid = (*trajectory.grid, *[1] * (3 - len(trajectory.grid)))
             sides = data["boundary_conditions"][0].tolist()
@@ -429,11 +428,19 @@ def _lift(values: np.ndarray, spatial: int) -> np.ndarray:
     return values.reshape(*values.shape, *[1] * (3 - spatial))
 
 
-def stack_channels(channels: list[Channel], arrays: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> Tensor:
+def stack_channels(
+    channels: list[Channel],
+    arrays: Mapping[str, np.ndarray],
+    shape: tuple[int, ...],
+    obstacle_mask: np.ndarray | None = None,
+) -> Tensor:
     """`(T, C, H, W, D)` float32 from the arrays of a trajectory; `shape` is `(T, *grid)`.
 
+    Inside obstacles there are zeros, as in forecasts, whatever the arrays hold: another value would be a jump that sets
+    the scale.
+
     Raises:
-        ValueError: NaN, infinite or unusably large values, or a logarithm of what is not positive.
+        ValueError: NaN, infinite or unusably large values, or a logarithm of what is not positive, outside obstacles.
     """
     stacked = np.zeros((shape[0], len(channels), *shape[1:]), dtype=np.float32)
     for i, channel in enumerate(channels):
@@ -441,6 +448,8 @@ def stack_channels(channels: list[Channel], arrays: Mapping[str, np.ndarray], sh
             continue
         index: tuple[Any, ...] = (..., *channel.component)
         values = arrays[channel.field][index]
+        if obstacle_mask is not None:
+            values = np.where(obstacle_mask, 1 if channel.log else 0, values)  # the logarithm of 1 is 0
         smallest, largest = float(values.min()), float(values.max())
         if not np.isfinite([smallest, largest]).all():
             raise ValueError(f"field {channel.field!r}: expected finite numbers, found NaN or infinity; leave them out")

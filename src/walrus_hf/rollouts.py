@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -106,6 +107,7 @@ def hidden_changes(processor: WalrusProcessor, inputs: Mapping[str, Tensor], tra
             given = trajectory.fields[channel.field][index]  # (T, *grid), in float64 perhaps
             if trajectory.obstacle_mask is not None:
                 given = given[:, ~trajectory.obstacle_mask]
+            given = np.asarray(given, dtype=np.float64)  # yes and no have no difference
             moves = abs(given[1:] - given[:-1]).max(initial=0)
             if moves > 1e-12 * abs(given).max(initial=0):  # else it stands still but for the rounding of float64
                 found.append(channel.field)

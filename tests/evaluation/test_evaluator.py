@@ -550,6 +550,22 @@ def test_cells_inside_obstacles_do_not_count(pipe, tmp_path):
     np.testing.assert_allclose(errors_of(tmp_path / "out", "persistence", "velocity"), expected, rtol=1e-5)
 
 
+def test_cells_inside_obstacles_may_be_nan(pipe, tmp_path):
+    mask = np.zeros((16, 12), dtype=bool)
+    mask[4:8, 3:6] = True
+    clean = dataclasses.replace(noise(), obstacle_mask=mask)
+    holes = {name: values.copy() for name, values in clean.fields.items()}
+    for values in holes.values():
+        values[:, mask] = np.nan
+    dirty = dataclasses.replace(clean, fields=holes)
+    for name, truth in (("clean", clean), ("dirty", dirty)):
+        run(pipe, save_well(truth, tmp_path / f"{name}.hdf5"), tmp_path / name)
+    for forecaster in ("model", "persistence"):
+        expected, found = (errors_of(tmp_path / name, forecaster, "velocity") for name in ("clean", "dirty"))
+        assert np.isfinite(found).all()
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_diagnostics_of_a_perfect_forecast_are_those_of_the_truth(pipe, runs, tmp_path):
     truth = [load_well(runs, i) for i in range(3)]
 

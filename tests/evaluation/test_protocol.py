@@ -33,6 +33,10 @@ def test_the_default_is_the_published_protocol():
     assert stated["bootstrap"] == {"resamples": 1000, "level": 0.95, "seed": 0}
 
 
+def test_windows_may_be_given_as_pairs_like_those_of_the_pipeline():
+    assert Protocol(windows=((1, 1), (1, 5))) == Protocol(windows={"1": (1, 1), "1:5": (1, 5)})
+
+
 def test_windows_are_read_from_text():
     assert parse_windows(["1", "11:30", "5:5"]) == {"1": (1, 1), "11:30": (11, 30), "5": (5, 5)}
     assert parse_windows(WINDOWS) == WINDOWS
@@ -51,6 +55,7 @@ def test_windows_that_are_none_are_refused(text):
         ({"steps": 0}, "steps: expected at least 1, found 0"),
         ({"ensemble_size": 0}, "ensemble_size: expected at least 1"),
         ({"windows": {}}, "expected at least one"),
+        ({"windows": (1, 5)}, "or such pairs, found"),
         ({"windows": {"3:2": (3, 2)}}, "first step <= last step"),
         ({"windows": {"0": (0, 0)}}, "1 <= first step"),
         ({"level": 95}, "between 0 and 1"),

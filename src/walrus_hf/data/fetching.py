@@ -235,16 +235,14 @@ class PartFetch:
         grid = index.template.grid
         lifted = (*grid, *(1,) * (3 - len(grid)))
         masks = arrays.pop(OBSTACLE_MASK, None)
-        obstacle = None if masks is None else torch.from_numpy(masks[0].reshape(lifted) != 0)
+        mask = None if masks is None else masks[0].reshape(grid) != 0
         try:
             count = len(arrays[next(iter(index.template.fields))])
-            frames = stack_channels(index.channels, arrays, (count, *grid))
+            frames = stack_channels(index.channels, arrays, (count, *grid), mask)
             constants = stack_channels(index.constants, arrays, (1, *grid))[0] if index.constants else None
         except ValueError as error:
             raise DamagedFileError(f"{self._where()}: {one_line(error)}") from error
-        if obstacle is not None:  # forecasts are zero there; another value would be a jump that sets the scale
-            frames.masked_fill_(obstacle, 0.0)
-        return Loaded(frames, constants, obstacle)
+        return Loaded(frames, constants, None if mask is None else torch.from_numpy(mask.reshape(lifted)))
 
     def _where(self) -> str:
         frames = ", ".join(f"{first} to {stop - 1}" for first, stop in self.runs)

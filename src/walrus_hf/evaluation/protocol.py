@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..data.scenarios import SPLITS
@@ -31,7 +31,8 @@ class Protocol:
         start: first frame to forecast, counted from 0 (published: 17). Where fewer frames follow than are wanted, the
             last start that leaves them.
         steps: frames to forecast; None: as many as follow, at most to the end of the last window.
-        windows: name -> first and last lead time, counted from 1, both included.
+        windows: name -> first and last lead time, counted from 1, both included; or the pairs alone, as
+            `WalrusPipeline.evaluate` takes them.
         split: of sources that have splits.
         max_trajectories: the first so many of each scenario; None: all.
         seed: of the jitter (`SEEDS`).
@@ -76,6 +77,8 @@ class Protocol:
             raise ValueError(f"level: expected a share between 0 and 1, found {self.level}")
         if not self.windows:
             raise ValueError("windows: expected at least one, found none")
+        if not isinstance(self.windows, Mapping):
+            object.__setattr__(self, "windows", _named_windows(self.windows))
         for name, (first, last) in self.windows.items():
             if not 1 <= first <= last:
                 raise ValueError(f"window {name!r}: expected 1 <= first step <= last step, found {first} and {last}")
@@ -105,6 +108,16 @@ class Protocol:
             "eps": EPS,
             "masks": "cells inside obstacles are left out of all means over cells, and zero in spectra and divergences",
         }
+
+
+def _named_windows(pairs: Iterable[Any]) -> dict[str, tuple[int, int]]:
+    """`[(1, 1), (1, 10)]` -> `{"1": (1, 1), "1:10": (1, 10)}`."""
+    try:
+        return {str(first) if first == last else f"{first}:{last}": (first, last) for first, last in pairs}
+    except (TypeError, ValueError):
+        raise ValueError(
+            f'windows: expected name -> (first, last) such as {{"1:10": (1, 10)}}, or such pairs, found {pairs!r}'
+        ) from None
 
 
 def parse_windows(given: Sequence[str]) -> dict[str, tuple[int, int]]:

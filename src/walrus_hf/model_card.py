@@ -152,17 +152,26 @@ def evaluation_text(results: Mapping[str, Any]) -> str:
         field = "mean of fields" if len(scenario["fields"]) > 1 else scenario["fields"][0]
         for who, found in scenario["forecasters"].items():
             cells = [_score(found["windows"].get(window, {}).get(field)) for window in windows]
-            rows.append([name, "x".join(map(str, scenario["grid"])), scenario["trajectories"], who, *cells])
+            grid, start = "x".join(map(str, scenario["grid"])), scenario["start"]
+            about = [
+                name,
+                scenario.get("split") or "-",
+                grid,
+                scenario["trajectories"],
+                "-" if start is None else start,
+            ]
+            rows.append([*about, who, *cells])
     members = f", means of ensembles of {protocol['ensemble_size']}" if protocol["ensemble_size"] > 1 else ""
-    start = "" if protocol["start"] is None else f" from frame {protocol['start']} on"
     told = (
         f"Measured with `walrus-hf evaluate` (walrus_hf {results['versions']['walrus_hf']}, {results['device']}, "
-        f"{results['model']['dtype']}) by the protocol `{protocol['name']}` on the split `{protocol['split']}`: "
-        f"forecasts{start}{members}, jitter {'on' if protocol['jitter'] else 'off'}, seed {protocol['seed']}.\n\n"
+        f"{results['model']['dtype']}) by the protocol `{protocol['name']}`: "
+        f"forecasts{members}, jitter {'on' if protocol['jitter'] else 'off'}, seed {protocol['seed']}.\n\n"
         f"Median VRMSE over trajectories, mean of fields, by lead time in steps; in brackets the interval of "
         f"{100 * protocol['bootstrap']['level']:g} %. 1 is as good as the spatial mean; below `persistence` is skill."
     )
-    return f"{told}\n\n{markdown_table(['scenario', 'grid', 'trajectories', 'forecast', *windows], rows)}"
+    head = ["scenario", "split", "grid", "trajectories", "from frame", "forecast", *windows]
+    notes = [f"- {name}: {note}" for name, scenario in results["scenarios"].items() for note in scenario["notes"]]
+    return "\n\n".join([told, markdown_table(head, rows), *(["\n".join(notes)] if notes else [])])
 
 
 def _score(found: Mapping[str, Any] | None) -> str:
@@ -188,7 +197,7 @@ def evaluation_entries(results: Mapping[str, Any]) -> list[EvalResult]:
                 entries.append(
                     EvalResult(
                         task_type=TASK, dataset_type=known, dataset_name=scenario["title"] or name,
-                        dataset_split=results["protocol"]["split"], metric_type="vrmse", metric_value=value,
+                        dataset_split=scenario.get("split"), metric_type="vrmse", metric_value=value,
                         metric_name=f"VRMSE, steps {window}, median over {scores[field]['count']} trajectories",
                     )
                 )  # fmt: skip

@@ -37,7 +37,10 @@ def test_what_evaluate_measured_comes_into_the_card(run, model, file, tmp_path):
     results = json.loads((tmp_path / "evaluation" / "results.json").read_text())
     ((name, scenario),) = results["scenarios"].items()
     for who, found in scenario["forecasters"].items():
-        assert f"| {name} | 16x16 | 2 | {who} | {found['windows']['1']['mean of fields']['median']:.4f} " in shown.out
+        assert (
+            f"| {name} | - | 16x16 | 2 | 6 | {who} | {found['windows']['1']['mean of fields']['median']:.4f} "
+            in shown.out
+        )
     value = scenario["forecasters"]["model"]["windows"]["1"]["mean of fields"]["median"]
     assert f"value: {value}" in shown.out
     assert "evaluation.json" in shown.out

@@ -22,7 +22,7 @@ lint: $(VENV)/.test
 
 # The documentation site, in site/.
 docs: $(VENV)/.test
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 # The licences of all dependencies, in THIRD_PARTY_LICENCES.md.
 licences: $(VENV)/.test

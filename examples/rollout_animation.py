@@ -6,7 +6,7 @@
     python examples/rollout_animation.py --tiny --output pictures        # random weights, seconds on a CPU
 
 Of volumes the film shows the largest value along the last axis, and volume.png slices across all three.
-Needs the extras `plot` and `sim`: pip install 'walrus-hf[plot,sim]'
+Needs the extras `plot` and `sim`: pip install -e '.[plot,sim]'
 """
 
 from __future__ import annotations

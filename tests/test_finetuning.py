@@ -81,6 +81,11 @@ def test_training_gives_a_better_model_that_is_saved_and_leaves_the_base_alone(b
     assert "decay_0" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_the_card_tells_the_learning_rate_that_was_used(base, tmp_path):
+    fit(base, RUNS, tmp_path / "out", **{**QUICK, "learning_rate": None})
+    assert "learning_rate `0.001`" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_the_card_tells_how_many_of_the_held_out_windows_were_scored(base, tmp_path):
     for batches, told in ((2, "one step, 4 of 7 held-out windows"), (4, "one step, all 7 held-out windows")):
         fit(base, RUNS, tmp_path / str(batches), **{**QUICK, "validation_batches": batches})

@@ -163,6 +163,12 @@ def test_a_description_that_does_not_fit_is_refused_with_its_name(tmp_path, dama
     assert "runs.yaml" in str(error.value)
 
 
+def test_a_lone_array_is_refused_with_the_file_that_describes_it(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((1, 5, 16, 24)))
+    with pytest.raises(ValueError, match=r"x\.npy: expected a folder.*a YAML file beside it"):
+        open_data(tmp_path / "x.npy")
+
+
 def test_files_in_a_list_are_refused_with_the_place_for_them():
     with pytest.raises(ValueError, match=r"found 'a.hdf5' in a list; put several files into one folder"):
         open_data(["a.hdf5", "b.hdf5"])

@@ -133,7 +133,7 @@ def test_components_given_apart_are_lifted_on_axes_of_any_name():
         ),
         ({"field_values": lambda x: x["field_values"][:, :0]}, "at least one frame and one channel, found 0 and 3"),
         ({"field_ids": lambda _: torch.tensor([[3, 7, 5], [3, 5, 7]])}, "field_ids: expected the same fields in all"),
-        ({"field_ids": lambda x: x["field_ids"] + 20}, "field_ids: expected whole numbers from 0 to 11"),
+        ({"field_ids": lambda x: x["field_ids"] + 20}, "ids of another vocabulary: load_stream"),
         ({"field_ids": lambda x: x["field_ids"].float()}, "field_ids: expected whole numbers"),
         (
             {"constant_values": lambda _: torch.ones(2, 1, 16, 24, 1), "constant_ids": lambda _: torch.tensor([9])},

@@ -91,10 +91,11 @@ def test_a_card_without_a_header_is_given_one():
 def test_an_evaluation_replaces_what_the_card_said_before_and_nothing_else():
     results = small_results({"name": "mine", "dtype": "float32"})
     once = pushed(results=results)
-    assert "| shear_flow | 256x512 | 3 | model | 0.0123 [0.0111, 0.0148] | failed |" in once.text
-    assert "| mine | 16x24 | 3 | model | 0.5000 [0.4500, 0.6000] | 0.7500 [0.6750, 0.9000] |" in once.text
+    assert "| shear_flow | test | 256x512 | 3 | 17 | model | 0.0123 [0.0111, 0.0148] | failed |" in once.text
+    assert "| mine | - | 16x24 | 3 | 9 | model | 0.5000 [0.4500, 0.6000] | 0.7500 [0.6750, 0.9000] |" in once.text
     assert "Not measured" not in once.text
-    assert "protocol `walrus` on the split `test`: forecasts from frame 17 on, jitter on, seed 0" in once.text
+    assert "protocol `walrus`: forecasts, jitter on, seed 0" in once.text
+    assert "- mine: start moved from frame 17 to 9 in 3 of 3 trajectories" in once.text
     again = pushed(str(once), results=results)
     assert again.text.rstrip() == once.text.rstrip()
     before, after = pushed().text.partition("## Evaluation"), once.text.partition("## Evaluation")
@@ -107,6 +108,13 @@ def test_only_data_of_the_hub_count_as_data_of_the_hub():
     assert {entry.dataset_type for entry in evaluation_entries(results)} == {"polymathic-ai/shear_flow", "mine"}
     results["scenarios"]["shear_flow"]["source"] = "/home/somebody/shear_flow.hdf5"
     assert {entry.dataset_type for entry in evaluation_entries(results)} == {"shear_flow", "mine"}
+
+
+def test_a_split_is_named_of_data_that_have_one_alone():
+    results = small_results({"name": "mine", "dtype": "float32"})
+    splits = {entry.dataset_name: entry.dataset_split for entry in evaluation_entries(results)}
+    assert splits == {"Shear Flow": "test", "mine": None}
+    assert "split" not in pushed(results=results).text.partition("Measured with")[2].partition("\n\n")[0]
 
 
 def test_a_card_without_a_section_gets_it_before_the_citation():

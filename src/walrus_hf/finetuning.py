@@ -23,7 +23,7 @@ from .adapter_files import AdapterRecord, fingerprint
 from .adapters import Extension, add_fields, bare_model, configs_of, join_columns, lora_config, without_deprecations
 from .checkpoints import locate
 from .data.statistics import read_stats
-from .finetuning_arguments import LEARNING_RATES, FinetuningArguments, check_known
+from .finetuning_arguments import FinetuningArguments, check_known
 from .finetuning_data import (
     Opened,
     Source,
@@ -339,12 +339,11 @@ def _prepare_run(
 
 def _optimizer(model: nn.Module, given: FinetuningArguments) -> torch.optim.Optimizer:
     parameters = [p for p in model.parameters() if p.requires_grad]
-    rate = LEARNING_RATES[given.method] if given.learning_rate is None else given.learning_rate
     if given.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, rate, eps=1e-10, weight_decay=given.weight_decay)
+        return torch.optim.AdamW(parameters, given.rate, eps=1e-10, weight_decay=given.weight_decay)
     from bitsandbytes.optim import AdamW8bit
 
-    return AdamW8bit(parameters, rate, weight_decay=given.weight_decay)
+    return AdamW8bit(parameters, given.rate, weight_decay=given.weight_decay)
 
 
 def _scales(windows: Windows, trained: np.ndarray, given: FinetuningArguments, eps: float) -> dict[str, Any]:

@@ -145,6 +145,11 @@ class FinetuningArguments:
             self.validation_batches, self.patience, self.save_steps or every, self.seed,
         )  # fmt: skip
 
+    @property
+    def rate(self) -> float:
+        """The learning rate that is used."""
+        return LEARNING_RATES[self.method] if self.learning_rate is None else self.learning_rate
+
     def identity(self) -> dict[str, Any]:
         """What must be the same for a run to go on where it stopped, as JSON values."""
         free = ("resume", "overwrite", "save_steps")

@@ -114,8 +114,8 @@ def write_results(
     best = min(progress.validations, key=lambda row: row["step"] != progress.best_step)
     trained = sum(p.numel() for p in result.model.parameters() if p.requires_grad)
     results = {
-        "base": base_name, "data": data, "settings": given.identity(), "frames": rollout.windows.frames,
-        "steps": progress.step,
+        "base": base_name, "data": data, "settings": given.identity() | {"learning_rate": given.rate},
+        "frames": rollout.windows.frames, "steps": progress.step,
         "best_step": progress.best_step, "trained_parameters": trained,
         "parameters": sum(p.numel() for p in result.model.parameters()),
         "vrmse": {"before": progress.validations[0]["vrmse"], "after": best["vrmse"],

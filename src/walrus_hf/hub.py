@@ -136,8 +136,9 @@ def prepare_upload(
         files[RESULTS] = _json_bytes(_without_paths(found, repo_id) if evaluated else _renamed(found, local))
     if adapter:
         base_model = base_model or _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    weights = _hash_line(folder, adapter)
     if not card or "[More Information Needed]" in card:  # what PEFT writes into the folder of every adapter
-        card = _new_adapter_card(folder, str(base_model)) if adapter else _new_card(folder, costs)
+        card = _new_adapter_card(folder, str(base_model), weights) if adapter else _new_card(folder, costs, weights)
     pictures = [name for name in names if name.endswith(".gif") or name == "forecast.png"]  # the latter is fit's
     files["README.md"] = pushed_card(
         card,
@@ -147,6 +148,7 @@ def prepare_upload(
         datasets=datasets,
         results=measured,
         picture=min(pictures, key=lambda name: name.endswith(".png"), default=None),
+        weights=weights,
     ).encode()
     left_out = [path.name for path in sorted(folder.iterdir()) if path.name not in files]
     return Upload(repo_id, dict(sorted(files.items())), left_out)
@@ -369,25 +371,30 @@ def _adapter_files(folder: Path, base_model: str | None) -> dict[str, Path | byt
     return {"adapter_config.json": _json_bytes(settings | {"base_model_name_or_path": base})}
 
 
-def _new_card(folder: Path, costs: Sequence[Mapping[str, Any]]) -> str:
+def _hash_line(folder: Path, adapter: bool) -> str:
+    """What a card says of the weights (`model_card.HASH`)."""
+    if not adapter:
+        return f"Weights: SHA-256 `{weights_digest(folder)}`, over names and values of all tensors."
+    with (folder / "adapter_model.safetensors").open("rb") as file:
+        return f"`adapter_model.safetensors`: SHA-256 `{hashlib.file_digest(file, 'sha256').hexdigest()}`."
+
+
+def _new_card(folder: Path, costs: Sequence[Mapping[str, Any]], weights: str) -> str:
     """The card of a checkpoint that nobody has described."""
     config, settings = read_config(folder), _read_json(folder / PROCESSOR)
     frames = settings.get("context_frames", 6), settings.get("context_frames_3d", 3)
     return checkpoint_card(
         config, "Walrus", "A Walrus model that forecasts fields on uniform grids.", count_parameters(folder),
-        provenance=f"Weights: SHA-256 `{weights_digest(folder)}`, over names and values of all tensors.",
-        frames=frames, costs=costs, code=True,
+        provenance=weights, frames=frames, costs=costs, code=True,
     )  # fmt: skip
 
 
-def _new_adapter_card(folder: Path, base: str) -> str:
+def _new_adapter_card(folder: Path, base: str, weights: str) -> str:
     """The card of an adapter that nobody has described."""
     settings = _read_json(folder / "adapter_config.json")
-    with (folder / "adapter_model.safetensors").open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     rank = f" of rank {settings['r']}" if "r" in settings else ""
     kind = f"A {settings.get('peft_type', 'PEFT')} adapter{rank}"
-    return adapter_card(base, kind, provenance=f"`adapter_model.safetensors`: SHA-256 `{digest}`.")
+    return adapter_card(base, kind, provenance=weights)
 
 
 def read_results(path: Path) -> dict[str, Any]:

@@ -65,7 +65,10 @@ def check_ids(vocabulary: int, **given: Tensor | None) -> None:
         if ids is None or type(ids) is not Tensor or ids.is_meta or not ids.numel():  # others may hold no numbers
             continue
         if ids.is_floating_point() or ids.min() < 0 or ids.max() >= vocabulary:
-            raise ValueError(f"{name}: expected whole numbers from 0 to {vocabulary - 1}, found {ids.tolist()}")
+            raise ValueError(
+                f"{name}: expected whole numbers from 0 to {vocabulary - 1}, found {ids.tolist()}; they may be ids of "
+                "another vocabulary: load_stream takes the model's own with processor=pipe.processor"
+            )
         if (ids != ids[:1]).any():
             raise ValueError(f"{name}: expected the same fields in all samples of a batch, found {ids.tolist()}")
 

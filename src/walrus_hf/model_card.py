@@ -22,6 +22,8 @@ PAPER = "arXiv [2511.15684](https://arxiv.org/abs/2511.15684)"
 FOLDER = "path/to/this/folder"  # what cards call their checkpoint until it has a name on the Hub
 RESULTS_FORMAT = "walrus_hf.evaluation/1"
 NOT_MEASURED = "Not measured. `walrus-hf evaluate` measures, and `walrus-hf push --results` writes it here."
+# What a push says of the weights. The hash of a converted file stands in a line of another form, and is kept.
+HASH = re.compile(r"^(?:Weights|`adapter_model\.safetensors`): SHA-256 `[0-9a-f]+`.*$", re.MULTILINE)
 UNKNOWN_TRAINING = "Not told by whoever saved this checkpoint."
 
 
@@ -152,17 +154,26 @@ def evaluation_text(results: Mapping[str, Any]) -> str:
         field = "mean of fields" if len(scenario["fields"]) > 1 else scenario["fields"][0]
         for who, found in scenario["forecasters"].items():
             cells = [_score(found["windows"].get(window, {}).get(field)) for window in windows]
-            rows.append([name, "x".join(map(str, scenario["grid"])), scenario["trajectories"], who, *cells])
+            grid, start = "x".join(map(str, scenario["grid"])), scenario["start"]
+            about = [
+                name,
+                scenario.get("split") or "-",
+                grid,
+                scenario["trajectories"],
+                "-" if start is None else start,
+            ]
+            rows.append([*about, who, *cells])
     members = f", means of ensembles of {protocol['ensemble_size']}" if protocol["ensemble_size"] > 1 else ""
-    start = "" if protocol["start"] is None else f" from frame {protocol['start']} on"
     told = (
         f"Measured with `walrus-hf evaluate` (walrus_hf {results['versions']['walrus_hf']}, {results['device']}, "
-        f"{results['model']['dtype']}) by the protocol `{protocol['name']}` on the split `{protocol['split']}`: "
-        f"forecasts{start}{members}, jitter {'on' if protocol['jitter'] else 'off'}, seed {protocol['seed']}.\n\n"
+        f"{results['model']['dtype']}) by the protocol `{protocol['name']}`: "
+        f"forecasts{members}, jitter {'on' if protocol['jitter'] else 'off'}, seed {protocol['seed']}.\n\n"
         f"Median VRMSE over trajectories, mean of fields, by lead time in steps; in brackets the interval of "
         f"{100 * protocol['bootstrap']['level']:g} %. 1 is as good as the spatial mean; below `persistence` is skill."
     )
-    return f"{told}\n\n{markdown_table(['scenario', 'grid', 'trajectories', 'forecast', *windows], rows)}"
+    head = ["scenario", "split", "grid", "trajectories", "from frame", "forecast", *windows]
+    notes = [f"- {name}: {note}" for name, scenario in results["scenarios"].items() for note in scenario["notes"]]
+    return "\n\n".join([told, markdown_table(head, rows), *(["\n".join(notes)] if notes else [])])
 
 
 def _score(found: Mapping[str, Any] | None) -> str:
@@ -188,7 +199,7 @@ def evaluation_entries(results: Mapping[str, Any]) -> list[EvalResult]:
                 entries.append(
                     EvalResult(
                         task_type=TASK, dataset_type=known, dataset_name=scenario["title"] or name,
-                        dataset_split=results["protocol"]["split"], metric_type="vrmse", metric_value=value,
+                        dataset_split=scenario.get("split"), metric_type="vrmse", metric_value=value,
                         metric_name=f"VRMSE, steps {window}, median over {scores[field]['count']} trajectories",
                     )
                 )  # fmt: skip
@@ -204,6 +215,7 @@ def pushed_card(
     datasets: Sequence[str] = (),
     results: Mapping[str, Any] | None = None,
     picture: str | None = None,
+    weights: str | None = None,
 ) -> str:
     """A card as it goes to the Hub: what is given here is added to its header, or replaces what stood there.
 
@@ -214,6 +226,7 @@ def pushed_card(
         datasets: that the model was trained on, by their names on the Hub.
         results: of `walrus-hf evaluate`, for the section "Evaluation" and the `model-index`.
         picture: a film or picture of the folder, shown on top.
+        weights: the line with their hash (`HASH`), for the section "Provenance".
     """
     card = ModelCard(text)
     data: Any = card.data
@@ -229,6 +242,8 @@ def pushed_card(
         data.model_name = repo_id.rpartition("/")[2]
         data.eval_results = evaluation_entries(results)
         body = _with_section(body, "Evaluation", evaluation_text(results))
+    if weights is not None:
+        body = _with_hash(body, weights)
     if picture is not None and f"]({picture})" not in body:
         shown = f"![A forecast of this model]({picture})\n"
         heading = re.search(r"^# .*\n", body, re.MULTILINE)
@@ -247,6 +262,14 @@ def _with_section(text: str, heading: str, body: str) -> str:
     last = re.search(r"^## Citation\n", text, re.MULTILINE)
     place = last.start() if last else len(text)
     return text[:place].rstrip("\n") + "\n\n" + section + text[place:]
+
+
+def _with_hash(text: str, line: str) -> str:
+    """The text with the hash of its weights, in place of the one of earlier weights."""
+    if HASH.search(text):
+        return HASH.sub(lambda _: line, text)
+    found = re.search(r"^## Provenance\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    return _with_section(text, "Provenance", f"{found[1].strip()}\n\n{line}" if found else line)
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

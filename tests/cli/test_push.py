@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from walrus_hf.hub import weights_digest
+
 
 def test_a_dry_run_needs_neither_network_nor_token(run, model, monkeypatch):
     monkeypatch.delenv("HF_TOKEN", raising=False)
@@ -23,6 +25,24 @@ def test_a_dry_run_needs_neither_network_nor_token(run, model, monkeypatch):
     assert {path.name: path.read_bytes() for path in Path(model).iterdir()} == before
 
 
+def test_the_costs_in_a_card_are_those_of_the_frames_that_the_processor_takes(run, model, tmp_path):
+    folder = shutil.copytree(model, tmp_path / "short")
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings | {"context_frames": 4}))
+    assert "| 128x128 | 4 | 4 |" in run("push", folder, "--repo", "a/b", "--dry-run").out
+
+
+def test_a_card_of_ones_own_is_given_the_hash_of_the_weights_once(run, model, tmp_path):
+    folder = shutil.copytree(model, tmp_path / "own")
+    (folder / "README.md").write_text("# Mine\n\n## Provenance\n\nMade here.\n\n## Citation\n\nThem.\n")
+    line = f"Weights: SHA-256 `{weights_digest(folder)}`, over names and values of all tensors."
+    card = run("push", folder, "--repo", "a/b", "--dry-run").out
+    assert f"Made here.\n\n{line}\n\n## Citation" in card
+    (folder / "README.md").write_text(f"# Mine\n\n## Provenance\n\nWeights: SHA-256 `{'0' * 64}`, of old.\n")
+    again = run("push", folder, "--repo", "a/b", "--dry-run").out
+    assert (again.count(line), again.count("SHA-256")) == (1, 1)
+
+
 def test_a_dry_run_tells_that_a_licence_is_missing(run, model):
     assert "the card names no licence: give one with --license" in run("push", model, "--repo", "a/b", "--dry-run").out
 
@@ -37,7 +57,10 @@ def test_what_evaluate_measured_comes_into_the_card(run, model, file, tmp_path):
     results = json.loads((tmp_path / "evaluation" / "results.json").read_text())
     ((name, scenario),) = results["scenarios"].items()
     for who, found in scenario["forecasters"].items():
-        assert f"| {name} | 16x16 | 2 | {who} | {found['windows']['1']['mean of fields']['median']:.4f} " in shown.out
+        assert (
+            f"| {name} | - | 16x16 | 2 | 6 | {who} | {found['windows']['1']['mean of fields']['median']:.4f} "
+            in shown.out
+        )
     value = scenario["forecasters"]["model"]["windows"]["1"]["mean of fields"]["median"]
     assert f"value: {value}" in shown.out
     assert "evaluation.json" in shown.out

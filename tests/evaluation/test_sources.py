@@ -73,9 +73,16 @@ def test_folders_are_read_from_the_split_that_is_asked_for(tmp_path):
     for split, frames in (("valid", 30), ("test", 25)):
         simulate.write_simulations("wave", tmp_path, 2, split=split, grid=(16, 20), frames=frames)
     (found,) = open_scenarios([tmp_path / "wave"], Protocol())
-    assert (found.name, found.frames) == ("wave", [25, 25])
+    assert (found.name, found.frames, found.split) == ("wave", [25, 25], "test")
     (found,) = open_scenarios([tmp_path / "wave"], Protocol(split="valid", max_trajectories=1))
-    assert found.frames == [30]
+    assert (found.frames, found.split) == ([30], "valid")
+    (found,) = open_scenarios([next((tmp_path / "wave").rglob("*.hdf5"))], Protocol(split="train"))
+    assert found.describe()["split"] is None
+
+
+def test_a_file_without_splits_is_of_no_split(tmp_path):
+    (found,) = open_scenarios([save_well(noise(), tmp_path / "mine.hdf5")], EARLY)
+    assert found.describe()["split"] is None
 
 
 def test_names_are_unique_and_safe_for_files(tmp_path):

@@ -15,8 +15,8 @@ def scores(median: float | None) -> dict[str, Any]:
 def small_results(model: Mapping[str, Any]) -> dict[str, Any]:
     """Results of a model as `evaluation.forecasters.describe_model` describes it."""
     planes = {
-        "source": "shear_flow", "title": "Shear Flow", "grid": [256, 512], "trajectories": 3,
-        "fields": ["tracer", "velocity"],
+        "source": "shear_flow", "split": "test", "start": 17, "title": "Shear Flow", "grid": [256, 512],
+        "trajectories": 3, "fields": ["tracer", "velocity"],
         "forecasters": {
             "model": {"windows": {"1": {"mean of fields": scores(0.0123)}, "1:20": {"mean of fields": scores(None)}}},
             "persistence": {"windows": {"1": {"mean of fields": scores(0.25)}}},
@@ -24,9 +24,10 @@ def small_results(model: Mapping[str, Any]) -> dict[str, Any]:
         "notes": [],
     }  # fmt: skip
     own = {
-        "source": "/home/somebody/secret/mine.hdf5", "title": None, "grid": [16, 24], "trajectories": 3,
-        "fields": ["a"], "forecasters": {"model": {"windows": {"1": {"a": scores(0.5)}, "1:20": {"a": scores(0.75)}}}},
-        "notes": [],
+        "source": "/home/somebody/secret/mine.hdf5", "split": None, "start": 9, "title": None, "grid": [16, 24],
+        "trajectories": 3, "fields": ["a"],
+        "forecasters": {"model": {"windows": {"1": {"a": scores(0.5)}, "1:20": {"a": scores(0.75)}}}},
+        "notes": ["start moved from frame 17 to 9 in 3 of 3 trajectories, which have 29 frames"],
     }  # fmt: skip
     return {
         "format": "walrus_hf.evaluation/1",

@@ -92,7 +92,9 @@ def test_a_card_of_ones_own_is_kept(folder):
     (folder / "whole" / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n\nMy own words.\n")
     card = ModelCard(prepare_upload(folder / "whole", "lab/mine").card)
     assert card.data.license == "mit"
-    assert card.text.strip() == "# Mine\n\nMy own words."
+    told = card.text.strip().partition("\n\n## Provenance\n\nWeights: SHA-256 ")
+    assert told[0] == "# Mine\n\nMy own words."
+    assert told[1]
 
 
 def test_only_what_is_meant_to_be_shared_is_uploaded(folder):

@@ -46,10 +46,11 @@ def push(
 def checkpoint_costs(folder: Path) -> list[dict[str, Any]]:
     """What a forecast step costs on typical grids, for the card of a checkpoint that has none."""
     from ..hub import count_parameters, read_config
+    from ..loading import load_processor
 
     if not (folder / "config.json").is_file() or (folder / "README.md").is_file():
         return []
-    return grid_costs(read_config(folder), count_parameters(folder))
+    return grid_costs(read_config(folder), count_parameters(folder), load_processor(str(folder), "main"))
 
 
 def grid_costs(config, parameters: int, processor=None) -> list[dict[str, Any]]:

@@ -190,8 +190,11 @@ def list_folder(folder: Folder, storage_options: dict | None = None) -> FileList
     whole_folder = not location.endswith(SUFFIXES)
     found = list_files(location, SUFFIXES, storage_options, recursive=whole_folder)
     if whole_folder and found == [location]:
+        # walrus_hf.finetuning_arrays reads those.
+        remedy = "; fine-tuning reads .npy through a YAML file beside it that says what it holds: give that file"
+        remedy = remedy if location.endswith(".npy") else ""
         raise ValueError(
-            f"{location}: expected a folder, or a file ending in {', '.join(SUFFIXES)}, found another file"
+            f"{location}: expected a folder, or a file ending in {', '.join(SUFFIXES)}, found another file{remedy}"
         )
     parent = location.rpartition("/")[0] if "://" in location else os.path.dirname(location)
     root = location if whole_folder else parent or "."

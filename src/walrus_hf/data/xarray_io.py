@@ -196,7 +196,8 @@ def _boundary_conditions(dataset: Any) -> Mapping[str, Any]:
     if text is None:
         raise ValueError(
             "expected boundary_conditions, found none in the call and none in dataset.attrs; pass them, such as "
-            "boundary_conditions={'x': 'periodic', 'y': ('wall', 'open')}"
+            "boundary_conditions={'x': 'periodic', 'y': ('wall', 'open')}, or give a file the attribute "
+            "boundary_conditions, as JSON: " + '{"x": "periodic", "y": ["wall", "open"]}'
         )
     try:
         return json.loads(text)

@@ -57,6 +57,7 @@ class EvaluatedScenario:
         self, name: str, source: str, manifest: Manifest, scenario: Scenario | None, protocol: Protocol
     ) -> None:
         self.name, self.source, self.manifest, self.scenario = name, source, manifest, scenario
+        self.split = _split_of(manifest, source, protocol.split)
         self.notes: list[str] = []
         self.stride = 1 if scenario is None else scenario.time_stride
         found = [(file, row) for file, entry in enumerate(manifest.files) for row in range(entry.trajectories)]
@@ -144,6 +145,7 @@ class EvaluatedScenario:
         starts = [t.start for t in self.trajectories]
         return {
             "source": self.source,
+            "split": self.split,
             "title": None if scenario is None else scenario.title,
             "grid": list(entry.grid),
             "axes": list(entry.axes),
@@ -230,6 +232,12 @@ def open_scenarios(
             name = _unique(own if scenario is None else scenario.name, names)
             scenarios.append(EvaluatedScenario(name, os.fspath(source), part, scenario, protocol))
     return scenarios
+
+
+def _split_of(manifest: Manifest, source: str, split: str) -> str | None:
+    """The split that files were read from; None where they have none, as a single file, or do not tell it."""
+    named = manifest.scenario is not None and not source.endswith(".json")  # a manifest may be of any split
+    return split if named or manifest.root.rstrip("/").endswith(f"data/{split}") else None
 
 
 def _alike_parts(manifest: Manifest) -> list[Manifest]:

@@ -22,11 +22,25 @@ def test_a_folder_with_something_in_it_is_kept(refused, tmp_path):
 
 def test_overwrite_replaces_a_former_demo_and_nothing_else(refused, tmp_path):
     (tmp_path / "data").mkdir()
+    (tmp_path / "unseen").mkdir()
+    (tmp_path / "unseen" / "shear_flow.hdf5").write_text("of a demo")
+    (tmp_path / ".shear_flow.gif.ec2aaa1b.gif").write_text("half of a film, of one that was killed")
     (tmp_path / "notes.txt").write_text("mine")
     assert "found 'notes.txt' in it; choose another folder" in refused("demo", "--output", tmp_path, "--overwrite")
     (tmp_path / "notes.txt").unlink()
     demo._clear(tmp_path, overwrite=True)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["data/train/a.hdf5", "unseen/mine.hdf5", "model/config.json"])
+def test_overwrite_leaves_folders_alone_that_only_have_the_names_of_a_demos(refused, tmp_path, place):
+    if place.startswith("data"):
+        (tmp_path / "unseen").mkdir()
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / place).write_text("mine")
+    message = refused("demo", "--output", tmp_path, "--overwrite")
+    assert "expected a former demo to replace" in message
+    assert (tmp_path / place).read_text() == "mine"
 
 
 def test_a_file_as_output_is_refused(refused, tmp_path):

@@ -766,3 +766,10 @@ def test_a_named_scenario_keeps_every_setting_but_its_names_and_logarithms():
     found = scenario_processor(base, next(iter(SCENARIOS.values()))).to_dict()
     of_scenarios = {"field_names": None, "log_fields": None}
     assert {**found, **of_scenarios} == {**base.to_dict(), **of_scenarios}
+
+
+def test_a_processor_that_has_the_logarithms_of_a_scenario_does_not_get_them_twice():
+    scenario = SCENARIOS["turbulence_gravity_cooling"]
+    once = scenario_processor(WalrusProcessor(), scenario)
+    assert once.log_fields
+    assert scenario_processor(once, scenario).log_fields == once.log_fields

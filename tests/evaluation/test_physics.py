@@ -104,7 +104,20 @@ def test_correlation_is_pearsons_mean_over_components():
     expected = np.mean([np.corrcoef(a[:, i], b[:, i])[0, 1] for i in range(2)])
     assert physics.correlation(a, b) == pytest.approx(expected)
     assert physics.correlation(5 - 2 * a, a) == pytest.approx(-1)
-    assert np.isnan(physics.correlation(np.ones((50, 2)), b))
+
+
+def test_components_in_which_the_truth_does_not_vary_are_left_out_of_the_correlation():
+    noise, truth = np.random.default_rng(4).normal(size=(2, 99, 2))
+    truth[:, 1] = 0.1
+    alone = np.corrcoef(noise[:, 0], truth[:, 0])[0, 1]
+    assert physics.correlation(noise, truth) == pytest.approx(alone)
+    assert np.isnan(physics.correlation(noise, np.full((99, 2), 0.1)))
+
+
+def test_a_forecast_that_has_gone_flat_is_not_correlated():
+    truth = np.random.default_rng(5).normal(size=(99, 1))
+    assert physics.correlation(np.full((99, 1), 0.1), truth) == 0
+    assert physics.correlation_time(np.array([0.9, 0.0])) == 2
 
 
 @pytest.mark.parametrize(

@@ -94,16 +94,28 @@ def _clear(output: Path, overwrite: bool) -> None:
         )
     written = {"data", "unseen", "recipe.yaml", "metrics.jsonl", "model", "error_growth.png"}
     written |= {f"{name}.gif" for name in SCENARIOS} | {path.name for path in output.glob("step-*")}
-    foreign = [path.name for path in found if path.name not in written]
+    recordings = {f"{name}.hdf5" for name in SCENARIOS}
+    foreign = [path for path in found if not _is_one_of(written, path.name)]
+    for folder in (output / "data", output / "unseen"):
+        inside = sorted(folder.iterdir()) if folder.is_dir() else []
+        foreign += [path for path in inside if not _is_one_of(recordings, path.name)]
+    if found and not (output / "unseen").is_dir():  # which each demo makes before anything else
+        foreign += found
     if foreign:
         raise FileExistsError(
-            f"{output}: expected a former demo to replace, found {foreign[0]!r} in it; choose another folder"
+            f"{output}: expected a former demo to replace, found {str(foreign[0].relative_to(output))!r} in it; choose "
+            "another folder"
         )
     for path in found:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def _is_one_of(names: set[str], name: str) -> bool:
+    """Or half of one, which a demo that was killed has left."""
+    return name in names or name.startswith(tuple(f".{whole}{mark}" for whole in names for mark in ".-"))
 
 
 def _simulate(output: Path, trajectories: int) -> None:

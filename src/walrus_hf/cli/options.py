@@ -87,13 +87,14 @@ def check_plot(path: Path | None, overwrite: bool) -> None:
 def print_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table on stdout, the first column left and the others right."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table()
     for i, name in enumerate(head):
-        table.add_column(name, justify="right" if i else "left")
+        table.add_column(escape(name), justify="right" if i else "left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))  # a unit in brackets is no markup
     console = Console()
     console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
     console.print(table)

@@ -145,7 +145,7 @@ def scenario_processor(base: WalrusProcessor, scenario: Scenario) -> WalrusProce
     """The same processor with the names and logarithms of a scenario."""
     processor, own = copy.deepcopy(base), scenario.processor_settings()
     processor.field_names |= own["field_names"]
-    processor.log_fields += own["log_fields"]
+    processor.log_fields = list(dict.fromkeys([*processor.log_fields, *own["log_fields"]]))  # it may have some of them
     return processor
 
 

@@ -60,7 +60,7 @@ def compare(
     rows: list[dict[str, Any]] = []
     for name in names:
         transforms = [results["scenarios"][name]["transforms"]["log_fields"] for results in (one, other)]
-        if sorted(transforms[0]) != sorted(transforms[1]):
+        if set(transforms[0]) != set(transforms[1]):
             raise ValueError(f"scenario {name!r}: expected the same logarithms, found {transforms[0]}, {transforms[1]}")
         errors = [_errors(table, name, who) for table, who in zip(tables, forecasters)]
         rows += _scenario_rows(name, errors[0], errors[1], protocol, notes)

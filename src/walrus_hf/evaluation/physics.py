@@ -109,23 +109,28 @@ def relative_divergence(
 
 
 def correlation(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """Pearson's correlation over the cells, mean over the components; NaN where one of them is constant.
+    """Pearson's correlation over the cells, mean over the components in which the truth varies; NaN if it does in none.
+
+    A prediction that does not vary where the truth does has a correlation of 0.
 
     Args:
         prediction, truth: `(cells, components)`.
     """
     a, b = (np.asarray(x, dtype=np.float64) for x in (prediction, truth))
+    vary = np.ptp(b, axis=0) > 0
+    if not vary.any():
+        return float("nan")
+    a, b = a[:, vary], b[:, vary]
+    flat = np.ptp(a, axis=0) == 0  # what rounding leaves of it beside its mean says nothing
     a, b = a - a.mean(axis=0), b - b.mean(axis=0)
     sizes = np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0))
-    if not (sizes > 0).all():
-        return float("nan")
-    return float(((a * b).sum(axis=0) / sizes).mean())
+    return float(np.where(flat | (sizes == 0), 0.0, (a * b).sum(axis=0) / np.where(sizes > 0, sizes, 1.0)).mean())
 
 
 def correlation_time(correlations: np.ndarray) -> int:
     """The first lead time, counted from 1, whose correlation is not above `CORRELATED`; steps + 1 where all are.
 
-    Lead times without a correlation (a constant field) are passed over.
+    Lead times without a correlation (a constant truth) are passed over.
     """
     below = np.flatnonzero(np.asarray(correlations) <= CORRELATED)
     return int(below[0]) + 1 if len(below) else len(correlations) + 1

@@ -143,6 +143,20 @@ def test_intervals_are_bands_around_their_curve():
     assert figure.get_supxlabel() == "lead time (steps of 0.5 simulation units)"
 
 
+def test_what_stands_inside_obstacles_is_in_no_spectrum(tmp_path, monkeypatch):
+    mask = np.zeros((16, 12), dtype=bool)
+    mask[4:8, 3:6] = True
+    values, sides, powers = noise(2, 16, 12), {"x": "periodic", "y": "wall"}, []
+    truth = Trajectory({"a": np.where(mask, np.nan, values)}, sides, obstacle_mask=mask)
+    forecast = Trajectory({"a": np.where(mask, 0.0, values)}, sides)
+    original = plotting.spectra_figure
+    monkeypatch.setattr(plotting, "spectra_figure", lambda shown, *rest: powers.append(shown) or original(shown, *rest))
+    plotting.plot_spectra(forecast, truth, tmp_path / "spectra.png", steps=[1])
+    ((_, found),) = powers[0].values()
+    assert np.isfinite(found["truth"]).all()
+    np.testing.assert_array_equal(found["truth"], found["forecast"])
+
+
 def test_spectra_peak_at_the_wave_that_is_there(tmp_path):
     x = np.arange(32) / 32
     wave = np.broadcast_to(np.sin(2 * np.pi * 5 * x)[:, None], (32, 24))

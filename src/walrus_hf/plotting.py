@@ -165,9 +165,11 @@ def plot_spectra(
     name = next(iter(forecast.fields)) if field is None else field
     (row,) = rows_of(forecast, truth, name, units=units)
     given = {"forecast": forecast} if truth is None else {"truth": truth, "forecast": forecast}
+    masks = [trajectory.obstacle_mask for trajectory in given.values()]
+    obstacles = next((mask for mask in masks if mask is not None), None)
     shown = {}
     for step in _check_steps(forecast, steps, 3):
-        powers = {who: _power(trajectory, name, step) for who, trajectory in given.items()}
+        powers = {who: _power(trajectory, name, step, obstacles) for who, trajectory in given.items()}
         wavenumbers = powers["forecast"][0]
         title = f"{lead_time(forecast, step, units)} (step {step})"
         shown[title] = (wavenumbers, {who: power for who, (_, power) in powers.items()})
@@ -190,9 +192,11 @@ def plot_training(
     return _write_png(path, training_figure(training_curves(rows)))
 
 
-def _power(trajectory: Trajectory, name: str, step: int) -> tuple[np.ndarray, np.ndarray]:
-    """Wavenumbers and power, summed over components: both (bins,)."""
+def _power(trajectory: Trajectory, name: str, step: int, obstacles: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Wavenumbers and power, summed over components: both (bins,). What stands inside obstacles does not count."""
     frame = trajectory.fields[name][step - 1].reshape(*trajectory.grid, -1)  # (*grid, components)
+    if obstacles is not None:
+        frame = np.where(obstacles[..., None], 0.0, frame)
     wavenumbers, power = power_spectrum(np.moveaxis(frame, -1, 0), spatial_axes=range(1, frame.ndim))
     return wavenumbers, power.sum(axis=0)
 

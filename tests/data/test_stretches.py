@@ -236,3 +236,13 @@ def test_flowbench_counts_zeros_inside_its_obstacle(tmp_path):
         np.sqrt((np.diff(np.where(mask, 0, pressure), axis=0) ** 2).mean()), rel=1e-9
     )
     assert collect_statistics(manifest).as_stats()["mean"]["pressure"] == pytest.approx(pressure.mean(), rel=1e-9)
+
+
+def test_planes_and_volumes_in_one_folder_have_no_common_statistics(tmp_path):
+    rng = np.random.default_rng(0)
+    periodic = dict.fromkeys("xyz", "periodic")
+    save_well(Trajectory({"a": rng.normal(size=(3, 8, 8))}, {k: periodic[k] for k in "xy"}), tmp_path / "a.hdf5")
+    volume = Trajectory({"b": rng.normal(size=(3, 8, 8, 8))}, periodic, axes=("x", "y", "z"))
+    save_well(volume, tmp_path / "b.hdf5")
+    with pytest.raises(ValueError, match=r"b\.hdf5: expected 2 axes, as .*a\.hdf5 has, found 3; take the statistics"):
+        collect_statistics(build_manifest(tmp_path))

@@ -566,6 +566,24 @@ def test_cells_inside_obstacles_may_be_nan(pipe, tmp_path):
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+def test_a_mask_that_leaves_no_cells_and_a_file_without_moving_fields_are_noted_and_the_rest_is_scored(pipe, tmp_path):
+    whole = noise()
+    files = [save_well(whole, tmp_path / "good.hdf5")]
+    full = dataclasses.replace(whole, obstacle_mask=np.ones((16, 12), dtype=bool))
+    files.append(save_well(full, tmp_path / "full.hdf5"))
+    results = run(pipe, files, tmp_path / "out")
+    assert "model" in results["scenarios"]["good"]["forecasters"]
+    (note,) = [note for note in results["scenarios"]["full"]["notes"] if "obstacles" in note]
+    assert "fewer than two cells lie outside obstacles (the mask is True inside)" in note
+
+
+def test_results_inside_the_data_are_refused_since_they_would_be_read_as_data(pipe, tmp_path):
+    save_well(noise(), tmp_path / "own.hdf5")
+    with pytest.raises(ValueError, match=r"output: expected a folder outside the data, found .*results"):
+        run(pipe, tmp_path, tmp_path / "results")
+    assert [path.name for path in tmp_path.iterdir()] == ["own.hdf5"]
+
+
 def test_diagnostics_of_a_perfect_forecast_are_those_of_the_truth(pipe, runs, tmp_path):
     truth = [load_well(runs, i) for i in range(3)]
 

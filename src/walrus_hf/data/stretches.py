@@ -138,7 +138,14 @@ def collect_statistics(
         OSError: bytes that could not be had; names file and offset.
         ValueError: numbers that are not finite, or not positive where a logarithm is taken; names file and trajectory.
     """
-    statistics = RunningStatistics(len(manifest.files[0].axes))
+    dims = len(manifest.files[0].axes)
+    other = next((file for file, entry in enumerate(manifest.files) if len(entry.axes) != dims), None)
+    if other is not None:
+        raise ValueError(
+            f"{manifest.url(other)}: expected {dims} axes, as {manifest.url(0)} has, found "
+            f"{len(manifest.files[other].axes)}; take the statistics of planes and volumes apart"
+        )
+    statistics = RunningStatistics(dims)
     for stretch, future in read_stretches(manifest, shard, progress, storage_options):
         part = future.result()
         try:

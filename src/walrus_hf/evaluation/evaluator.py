@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -97,6 +98,8 @@ def evaluate(
         raise ValueError("ensemble_size: without jitter all members are equal; switch jitter on or ask for one")
     protocol = dataclasses.replace(protocol, jitter=jitter)
     sources = [data] if isinstance(data, str | os.PathLike) else list(data)
+    if output is not None:
+        _refuse_output_in_data(Path(output), sources)
     with contextlib.ExitStack() as stack:
         temporary = output is None
         folder = EvaluationFolder(stack.enter_context(TemporaryDirectory()) if output is None else output, overwrite)
@@ -132,6 +135,16 @@ def evaluate(
 def _kind(baseline: Forecaster) -> str:
     learnt = f" {baseline.fingerprint()}" if isinstance(baseline, TrainedForecaster) else ""
     return f"{type(baseline).__module__}.{type(baseline).__qualname__}{learnt}"
+
+
+def _refuse_output_in_data(output: Path, sources: Sequence[str | os.PathLike]) -> None:
+    """What is written there would be read as data the next time."""
+    for source in sources:
+        if Path(source).is_dir() and output.resolve().is_relative_to(Path(source).resolve()):
+            raise ValueError(
+                f"output: expected a folder outside the data, found {output} in {source}, from where its forecasts "
+                "would be read as data the next time; choose another folder"
+            )
 
 
 def _summary(scenario: EvaluatedScenario, folder: EvaluationFolder, protocol: Protocol) -> dict[str, Any]:
@@ -254,7 +267,9 @@ class _Row:
         self.scores: dict[str, Scores] = {}
 
     def unusable(self) -> str | None:
-        """Why nothing can be forecast from the context."""
+        """Why nothing can be forecast from the context, or scored."""
+        if self.grid.free.sum() < 2:
+            return "fewer than two cells lie outside obstacles (the mask is True inside)"
         try:
             self.context.check_finite()
         except ValueError as error:

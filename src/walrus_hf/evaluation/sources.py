@@ -130,7 +130,7 @@ class EvaluatedScenario:
         entry = self.entry(batch[0])
         if entry.format == "flowbench":  # an archive is always read from its front
             return batch[0].steps
-        size = sum(field.frame_bytes for field in entry.fields if field.time_varying)
+        size = sum(field.frame_bytes for field in entry.fields if field.time_varying) or 1  # reading refuses none
         return max(1, min(batch[0].steps, CHUNK_BYTES // (size * len(batch) * self.stride)))
 
     def identity(self) -> dict[str, Any]:

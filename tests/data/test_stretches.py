@@ -113,8 +113,10 @@ def test_what_is_read_ahead_is_bounded_in_bytes_and_in_number(small, folder, mon
 
 
 def test_a_reader_that_stops_early_leaves_no_thread(small, folder):
+    manifest = build_manifest(folder / "data" / "train")
+    list(read_stretches(manifest))  # starts what a process has once, such as the monitor of progress bars
     before = threading.active_count()
-    reading = read_stretches(build_manifest(folder / "data" / "train"))
+    reading = read_stretches(manifest)
     next(reading)
     assert threading.active_count() > before
     reading.close()

@@ -398,8 +398,9 @@ def test_data_that_the_model_cannot_forecast_leave_the_baselines(pipe, tmp_path)
 def test_grids_that_the_model_cannot_forecast_do_not_spoil_the_others(pipe, tmp_path):
     for name, grid in {"a": (16, 4), "b": (16, 12)}.items():
         fields = {field: np.random.default_rng(0).normal(size=(12, *grid)).cumsum(0) for field in ("own", "pressure")}
-        save_well(noise(grid=grid, **fields), tmp_path / f"{name}.hdf5")
-    (found,) = run(pipe, tmp_path, tmp_path / "out")["scenarios"].values()
+        (tmp_path / "data").mkdir(exist_ok=True)
+        save_well(noise(grid=grid, **fields), tmp_path / "data" / f"{name}.hdf5")
+    (found,) = run(pipe, tmp_path / "data", tmp_path / "out")["scenarios"].values()
     assert found["fields"] == ["pressure"]
     counts = {who: scores["windows"]["1"]["pressure"]["count"] for who, scores in found["forecasters"].items()}
     assert counts == {"persistence": 2, "model": 1}

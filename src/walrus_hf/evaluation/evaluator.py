@@ -140,7 +140,8 @@ def _kind(baseline: Forecaster) -> str:
 def _refuse_output_in_data(output: Path, sources: Sequence[str | os.PathLike]) -> None:
     """What is written there would be read as data the next time."""
     for source in sources:
-        if Path(source).is_dir() and output.resolve().is_relative_to(Path(source).resolve()):
+        read = Path(source, "data") if Path(source, "data").is_dir() else Path(source)  # The Well keeps splits there
+        if read.is_dir() and output.resolve().is_relative_to(read.resolve()):
             raise ValueError(
                 f"output: expected a folder outside the data, found {output} in {source}, from where its forecasts "
                 "would be read as data the next time; choose another folder"

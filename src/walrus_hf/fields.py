@@ -221,3 +221,14 @@ def check_sides(axis: Any, low: int, high: int) -> None:
             f"axis {axis}: one side is periodic and the other is not ({BoundaryCondition(low).name.lower()}, "
             f"{BoundaryCondition(high).name.lower()}); an axis is periodic on both sides or on neither"
         )
+
+
+def fill_obstacles(values: np.ndarray, mask: np.ndarray | None, number: int = 0, components: int = 0) -> np.ndarray:
+    """Values `(..., *grid, ...)` with a number in place of whatever stands inside obstacles.
+
+    Args:
+        mask: bool `(*grid,)`, True inside; None where there are none.
+        number: 1 before a logarithm, which is 0 then.
+        components: axes of the values behind the grid.
+    """
+    return values if mask is None else np.where(mask.reshape(*mask.shape, *[1] * components), number, values)

@@ -26,7 +26,7 @@ from .data.source_files import locate_source, open_source
 from .data.statistics import RunningStatistics
 from .data.streams import scenario_processor
 from .data.well import OBSTACLE_MASK
-from .fields import FLAG_NAMES, Trajectory
+from .fields import FLAG_NAMES, Trajectory, fill_obstacles
 from .finetuning_arrays import is_own_arrays, load_own_arrays
 from .processing_walrus import WalrusProcessor
 
@@ -345,9 +345,7 @@ def global_scales(windows: Windows, numbers: np.ndarray, eps: float) -> dict[str
 def _as_read(name: str, trajectory: Trajectory, processor: WalrusProcessor) -> np.ndarray:
     """The values of a field that the model gets: logarithms, and zeros inside obstacles."""
     values, log = np.asarray(trajectory.fields[name]), name in processor.log_fields
-    if trajectory.obstacle_mask is not None:
-        mask = trajectory.obstacle_mask.reshape(*trajectory.grid, *[1] * trajectory.rank(name))
-        values = np.where(mask, 1 if log else 0, values)  # the logarithm of 1 is 0
+    values = fill_obstacles(values, trajectory.obstacle_mask, 1 if log else 0, trajectory.rank(name))
     return np.log10(values) if log else values
 
 

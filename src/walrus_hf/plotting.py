@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .curves import curves_by_field, error_figure, spectra_figure, training_curves, training_figure
-from .fields import Trajectory
+from .fields import Trajectory, fill_obstacles
 from .films import film, palette_of, write_gif, write_mp4
 from .metrics import power_spectrum
 from .panels import DPI, OWN_UNITS, View, lead_time, panels_figure, rows_of, volume_figure
@@ -195,8 +195,7 @@ def plot_training(
 def _power(trajectory: Trajectory, name: str, step: int, obstacles: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Wavenumbers and power, summed over components: both (bins,). What stands inside obstacles does not count."""
     frame = trajectory.fields[name][step - 1].reshape(*trajectory.grid, -1)  # (*grid, components)
-    if obstacles is not None:
-        frame = np.where(obstacles[..., None], 0.0, frame)
+    frame = fill_obstacles(frame, obstacles, components=1)
     wavenumbers, power = power_spectrum(np.moveaxis(frame, -1, 0), spatial_axes=range(1, frame.ndim))
     return wavenumbers, power.sum(axis=0)
 

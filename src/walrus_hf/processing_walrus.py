@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 
-from .fields import FLAG_NAMES, PUBLISHED_FIELDS, BoundaryCondition, Trajectory
+from .fields import FLAG_NAMES, PUBLISHED_FIELDS, BoundaryCondition, Trajectory, fill_obstacles
 from .jitter import TokenizationPlan, make_plan, warn_unmeasured
 from .strides import is_volume
 
@@ -447,9 +447,7 @@ def stack_channels(
         if channel.component is None:
             continue
         index: tuple[Any, ...] = (..., *channel.component)
-        values = arrays[channel.field][index]
-        if obstacle_mask is not None:
-            values = np.where(obstacle_mask, 1 if channel.log else 0, values)  # the logarithm of 1 is 0
+        values = fill_obstacles(arrays[channel.field][index], obstacle_mask, 1 if channel.log else 0)
         smallest, largest = float(values.min()), float(values.max())
         if not np.isfinite([smallest, largest]).all():
             raise ValueError(f"field {channel.field!r}: expected finite numbers, found NaN or infinity; leave them out")

@@ -203,6 +203,21 @@ def test_a_scenario_counts_logarithms_and_zeros_as_the_model_reads_them(tmp_path
     assert found["rms"]["speed_of_sound"] > 0
 
 
+def test_what_stands_inside_obstacles_counts_as_zero_for_a_scenario_whatever_it_is(tmp_path):
+    one = positive(0, ("density", "pressure", "temperature"), grid=(4, 3, 5))
+    mask = np.zeros((4, 3, 5), dtype=bool)
+    mask[1, 1, 2:4] = True
+    fields = {name: np.where(mask.reshape(4, 3, 5, *[1] * (x.ndim - 4)), -1, x) for name, x in one.fields.items()}
+    fields["velocity"][:, mask] = np.nan
+    save_well(dataclasses.replace(one, fields=fields, obstacle_mask=mask), tmp_path / "0.hdf5")
+    found = collect_statistics(build_manifest(tmp_path / "0.hdf5"), SCENARIOS["supernova_explosion_128"]).as_stats()
+    logs = np.where(mask, 0, np.log10(one.fields["density"]))
+    assert found["mean"]["density"] == pytest.approx(logs.mean(dtype=np.float64), rel=1e-6)
+    assert found["rms"]["velocity"][0] == pytest.approx(
+        np.sqrt((np.where(mask, 0, one.fields["velocity"][..., 0]) ** 2).mean(dtype=np.float64)), rel=1e-6
+    )
+
+
 def test_a_logarithm_of_what_is_not_positive_names_file_and_frames(small, tmp_path):
     one = positive(0, ("density", "pressure", "temperature"), grid=(4, 3, 5))
     one.fields["density"][2, 1, 1, 1] = 0

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 from tqdm.auto import tqdm
 
+from ..fields import fill_obstacles
 from .fetching import read_arrays
 from .manifest import FileManifest, Manifest
 from .remote import RangeFile
@@ -161,19 +162,18 @@ def collect_statistics(
 def as_read(part: Part, scenario: Scenario) -> Part:
     """The fields as the model reads them in that scenario, under their own names."""
 
-    def read(name: str, values: np.ndarray) -> np.ndarray:
+    def read(name: str, values: np.ndarray, obstacle: np.ndarray | None = None) -> np.ndarray:
         if name in scenario.zero_fields:
             return np.zeros_like(values)
-        if name in scenario.log_fields:
+        log = name in scenario.log_fields
+        if obstacle is not None:
+            values = fill_obstacles(values, obstacle, 1 if log else 0, values.ndim - 1 - obstacle.ndim)
+        if log:
             smallest = values.min()
             if not smallest > 0:
                 raise ValueError(f"field {name!r}: expected positive values for a logarithm, found {smallest:g}")
             values = np.log10(values)
         return values
 
-    fields = {name: read(name, values) for name, values in part.fields.items()}
-    if part.obstacle is not None:
-        for name, values in fields.items():
-            fields[name] = np.array(values)
-            fields[name][:, part.obstacle] = 0
+    fields = {name: read(name, values, part.obstacle) for name, values in part.fields.items()}
     return dataclasses.replace(part, fields=fields, constants={n: read(n, v) for n, v in part.constants.items()})

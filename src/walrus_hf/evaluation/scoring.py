@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..fields import Trajectory
+from ..fields import Trajectory, fill_obstacles
 from ..metrics import nrmse, vrmse
 from . import ensembles, physics
 from .forecasters import Frame
@@ -20,7 +20,8 @@ class TrajectoryGrid:
 
     def __init__(self, context: Trajectory, log_fields: Collection[str], names: Mapping[str, str]) -> None:
         self.dims, self.grid = len(context.axes), context.grid
-        self.free = np.ones(self.grid, bool) if context.obstacle_mask is None else ~context.obstacle_mask
+        self.obstacles = context.obstacle_mask
+        self.free = np.ones(self.grid, bool) if self.obstacles is None else ~self.obstacles
         self.log_fields = log_fields
         self.edges = physics.octave_edges(self.grid)
         self.spacing, self.sides = physics.spacings(context), context.boundary_ids()
@@ -49,9 +50,7 @@ class TrajectoryGrid:
 
     def _filled(self, values: np.ndarray) -> np.ndarray:
         """Zero inside obstacles."""
-        if self.free.all():
-            return values
-        return np.where(self.free.reshape(*self.grid, *[1] * (values.ndim - self.dims)), values, 0.0)
+        return fill_obstacles(values, self.obstacles, components=values.ndim - self.dims)
 
 
 class TruthFrame:

@@ -122,9 +122,10 @@ def prepare_upload(
     files |= {name: folder / name for name in names if STATE.fullmatch(name) or SHARED.fullmatch(name)}
     files |= _adapter_files(folder, base_model) if adapter else _checkpoint_files(folder)
     measured = None if results is None else read_results(Path(results))
+    digest = None if adapter else weights_digest(folder)  # reads all weights
     if measured is not None:
-        if not adapter:
-            _check_results(measured, Path(str(results)), folder)
+        if digest is not None:
+            _check_results(measured, Path(str(results)), folder, digest)
         files[EVALUATION] = _json_bytes(_without_paths(measured, repo_id))
     card = (folder / "README.md").read_text(encoding="utf-8") if "README.md" in names else ""
     local = _local_names(folder, base_model)
@@ -136,7 +137,7 @@ def prepare_upload(
         files[RESULTS] = _json_bytes(_without_paths(found, repo_id) if evaluated else _renamed(found, local))
     if adapter:
         base_model = base_model or _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-    weights = _hash_line(folder, adapter)
+    weights = _hash_line(folder, digest)
     if not card or "[More Information Needed]" in card:  # what PEFT writes into the folder of every adapter
         card = _new_adapter_card(folder, str(base_model), weights) if adapter else _new_card(folder, costs, weights)
     pictures = [name for name in names if name.endswith(".gif") or name == "forecast.png"]  # the latter is fit's
@@ -371,10 +372,10 @@ def _adapter_files(folder: Path, base_model: str | None) -> dict[str, Path | byt
     return {"adapter_config.json": _json_bytes(settings | {"base_model_name_or_path": base})}
 
 
-def _hash_line(folder: Path, adapter: bool) -> str:
-    """What a card says of the weights (`model_card.HASH`)."""
-    if not adapter:
-        return f"Weights: SHA-256 `{weights_digest(folder)}`, over names and values of all tensors."
+def _hash_line(folder: Path, digest: str | None) -> str:
+    """What a card says of the weights (`model_card.HASH`); those of adapters have no `weights_digest`."""
+    if digest is not None:
+        return f"Weights: SHA-256 `{digest}`, over names and values of all tensors."
     with (folder / "adapter_model.safetensors").open("rb") as file:
         return f"`adapter_model.safetensors`: SHA-256 `{hashlib.file_digest(file, 'sha256').hexdigest()}`."
 
@@ -418,8 +419,8 @@ def read_results(path: Path) -> dict[str, Any]:
     return results
 
 
-def _check_results(results: Mapping[str, Any], file: Path, folder: Path) -> None:
-    found, digest = results["model"]["weights"], weights_digest(folder)
+def _check_results(results: Mapping[str, Any], file: Path, folder: Path, digest: str) -> None:
+    found = results["model"]["weights"]
     if found != digest:
         raise ValueError(
             f"{file}: expected an evaluation of the weights in {folder} ({digest[:12]}), found one of others "

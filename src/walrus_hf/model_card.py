@@ -154,15 +154,9 @@ def evaluation_text(results: Mapping[str, Any]) -> str:
         field = "mean of fields" if len(scenario["fields"]) > 1 else scenario["fields"][0]
         for who, found in scenario["forecasters"].items():
             cells = [_score(found["windows"].get(window, {}).get(field)) for window in windows]
-            grid, start = "x".join(map(str, scenario["grid"])), scenario["start"]
-            about = [
-                name,
-                scenario.get("split") or "-",
-                grid,
-                scenario["trajectories"],
-                "-" if start is None else start,
-            ]
-            rows.append([*about, who, *cells])
+            grid, split = "x".join(map(str, scenario["grid"])), scenario.get("split") or "-"
+            start = "-" if scenario["start"] is None else scenario["start"]
+            rows.append([name, split, grid, scenario["trajectories"], start, who, *cells])
     members = f", means of ensembles of {protocol['ensemble_size']}" if protocol["ensemble_size"] > 1 else ""
     told = (
         f"Measured with `walrus-hf evaluate` (walrus_hf {results['versions']['walrus_hf']}, {results['device']}, "

@@ -585,6 +585,16 @@ def test_results_inside_the_data_are_refused_since_they_would_be_read_as_data(pi
     assert [path.name for path in tmp_path.iterdir()] == ["own.hdf5"]
 
 
+@pytest.mark.parametrize("place", ["data/test/out", "data/out"])
+def test_results_among_the_splits_of_the_data_are_refused_and_beside_them_welcome(pipe, tmp_path, place):
+    (tmp_path / "data" / QUICK.split).mkdir(parents=True)
+    save_well(noise(), tmp_path / "data" / QUICK.split / "own.hdf5")
+    with pytest.raises(ValueError, match=r"output: expected a folder outside the data, found .*out"):
+        run(pipe, tmp_path.as_uri(), tmp_path / place)
+    assert not (tmp_path / place).exists()
+    assert run(pipe, tmp_path, tmp_path / "results")["scenarios"]
+
+
 def test_diagnostics_of_a_perfect_forecast_are_those_of_the_truth(pipe, runs, tmp_path):
     truth = [load_well(runs, i) for i in range(3)]
 

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -79,8 +78,8 @@ def evaluate(
 
     Raises:
         FileExistsError: the folder holds results already, or a part of an evaluation with other settings.
-        ValueError, OSError: data that are not there, or arguments that make no sense. Single trajectories that cannot
-            be used are left out with a note instead.
+        ValueError, OSError: data that are not there, `output` among them, or arguments that make no sense. Single
+            trajectories that cannot be used are left out with a note instead.
         ImportError: a folder is to be written and the extra `eval` is not installed.
     """
     if not 1 <= batch_size <= GROUP:
@@ -98,8 +97,6 @@ def evaluate(
         raise ValueError("ensemble_size: without jitter all members are equal; switch jitter on or ask for one")
     protocol = dataclasses.replace(protocol, jitter=jitter)
     sources = [data] if isinstance(data, str | os.PathLike) else list(data)
-    if output is not None:
-        _refuse_output_in_data(Path(output), sources)
     with contextlib.ExitStack() as stack:
         temporary = output is None
         folder = EvaluationFolder(stack.enter_context(TemporaryDirectory()) if output is None else output, overwrite)
@@ -108,6 +105,8 @@ def evaluate(
         else:
             folder.require_packages()
         scenarios = open_scenarios(sources, protocol, base_path)
+        for scenario in () if temporary else scenarios:
+            folder.refuse_inside(scenario)
         about = describe_model(model_name or model.model.name_or_path or "walrus", model)
         settings = {
             "format": RESULTS_FORMAT, "versions": versions(), "protocol": protocol.to_json(), "model": about,
@@ -135,17 +134,6 @@ def evaluate(
 def _kind(baseline: Forecaster) -> str:
     learnt = f" {baseline.fingerprint()}" if isinstance(baseline, TrainedForecaster) else ""
     return f"{type(baseline).__module__}.{type(baseline).__qualname__}{learnt}"
-
-
-def _refuse_output_in_data(output: Path, sources: Sequence[str | os.PathLike]) -> None:
-    """What is written there would be read as data the next time."""
-    for source in sources:
-        read = Path(source, "data") if Path(source, "data").is_dir() else Path(source)  # The Well keeps splits there
-        if read.is_dir() and output.resolve().is_relative_to(read.resolve()):
-            raise ValueError(
-                f"output: expected a folder outside the data, found {output} in {source}, from where its forecasts "
-                "would be read as data the next time; choose another folder"
-            )
 
 
 def _summary(scenario: EvaluatedScenario, folder: EvaluationFolder, protocol: Protocol) -> dict[str, Any]:

@@ -18,8 +18,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ..data.manifest import SUFFIXES
+from ..data.remote import local_path
 from ..safe_files import write_text
 from .results import Record, finite, markdown, write_json, write_parquet
+from .sources import EvaluatedScenario
 
 RESULTS, TRAJECTORIES, TABLE, FORECASTS, PARTIAL = (
     "results.json", "trajectories.parquet", "table.md", "forecasts", "partial",
@@ -60,6 +63,20 @@ class EvaluationFolder:
             raise FileExistsError(
                 f"{self.partial}: expected nothing but parts of an evaluation, found {(foreign or ['a file'])[0]}; "
                 "choose another folder"
+            )
+
+    def refuse_inside(self, scenario: EvaluatedScenario) -> None:
+        """`ValueError` where this lies in a folder of data: its forecasts would be read as data the next time."""
+        root = local_path(scenario.manifest.root)
+        if root is None or scenario.source.endswith((*SUFFIXES, ".json")):  # files and manifests say what they hold
+            return
+        place = Path(root).resolve()
+        if scenario.split is not None and place.parts[-2:] == ("data", scenario.split):
+            place = place.parent  # other splits are data, too
+        if self.path.resolve().is_relative_to(place):
+            raise ValueError(
+                f"output: expected a folder outside the data, found {self.path} in {place}, from where its forecasts "
+                "would be read as data the next time; choose another folder"
             )
 
     def begin(self, settings: Mapping[str, Any]) -> None:

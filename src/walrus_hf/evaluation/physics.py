@@ -117,14 +117,15 @@ def correlation(prediction: np.ndarray, truth: np.ndarray) -> float:
         prediction, truth: `(cells, components)`.
     """
     a, b = (np.asarray(x, dtype=np.float64) for x in (prediction, truth))
-    vary = np.ptp(b, axis=0) > 0
-    if not vary.any():
+    varies = np.ptp(b, axis=0) > 0
+    if not varies.any():
         return float("nan")
-    a, b = a[:, vary], b[:, vary]
-    flat = np.ptp(a, axis=0) == 0  # what rounding leaves of it beside its mean says nothing
+    a, b = a[:, varies], b[:, varies]
+    moves = np.ptp(a, axis=0) > 0  # without it, what rounding leaves beside the mean would count
     a, b = a - a.mean(axis=0), b - b.mean(axis=0)
     sizes = np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0))
-    return float(np.where(flat | (sizes == 0), 0.0, (a * b).sum(axis=0) / np.where(sizes > 0, sizes, 1.0)).mean())
+    there = moves & (sizes > 0)
+    return float(np.divide((a * b).sum(axis=0), sizes, out=np.zeros_like(sizes), where=there).mean())
 
 
 def correlation_time(correlations: np.ndarray) -> int:

@@ -19,9 +19,9 @@ from .finetuning_arguments import FinetuningArguments
 from .finetuning_data import Windows
 from .finetuning_loop import Tuning
 from .hub import STATE
-from .metrics import persistence, score
+from .metrics import every_frame, persistence, score
 from .model_card import finetuned_card
-from .pipeline_walrus import WalrusPipeline, every_frame
+from .pipeline_walrus import WalrusPipeline
 from .safe_files import write_text
 
 RESULTS, CHECKPOINTS, CARD = "results.json", "checkpoints", "README.md"

@@ -95,6 +95,30 @@ def persistence(context: Trajectory, steps: int) -> Trajectory:
     )
 
 
+def every_frame(trajectory: Trajectory, stride: int) -> Trajectory:
+    """The first frame and those that follow it at a distance of `stride`."""
+    if stride == 1:
+        return trajectory
+    fields = {name: values[::stride] for name, values in trajectory.fields.items()}
+    return dataclasses.replace(trajectory, fields=fields, ensemble=None, dt=stride * trajectory.dt)
+
+
+def matching_frames(truth: Trajectory, forecast: Trajectory) -> Trajectory:
+    """The frames of `truth` at the times of `forecast`, which may be several frames of the truth apart."""
+    steps, stride = forecast.num_frames, max(round(forecast.dt / truth.dt), 1)
+    start = round((forecast.time - truth.time) / truth.dt)
+    end = start + (steps - 1) * stride
+    ends = truth.time + truth.dt * np.array([start, end])
+    apart = np.abs(ends - forecast.time - forecast.dt * np.array([0, steps - 1])).max()
+    if apart > 1e-2 * abs(truth.dt) or start < 0 or end >= truth.num_frames:
+        last = truth.time + (truth.num_frames - 1) * truth.dt
+        raise ValueError(
+            f"expected a truth with the forecast's {steps} frames from time {forecast.time:g} on, every "
+            f"{forecast.dt:g}; found frames from {truth.time:g} to {last:g}, every {truth.dt:g}"
+        )
+    return every_frame(truth.frames(start, end + 1), stride)
+
+
 def lead_time_windows(
     scores: Mapping[str, np.ndarray], windows: Iterable[tuple[int, int]]
 ) -> dict[str, dict[str, float]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import operator
 import os
 import tempfile
@@ -30,7 +29,7 @@ from .adapters import bare_model, configs_of, join_columns
 from .checkpoints import locate
 from .fields import Trajectory
 from .loading import load_model, load_processor, processor_for, usable_device
-from .metrics import lead_time_windows, score
+from .metrics import every_frame, lead_time_windows, matching_frames, score
 from .modeling_walrus import WalrusForPrediction
 from .processing_walrus import WalrusProcessor
 from .rollouts import hidden_changes, member_rollouts, other_stride, small_changes
@@ -491,27 +490,3 @@ def _last_frames(trajectory: Trajectory, most: int, stride: int) -> Trajectory:
     """At most so many frames, each `stride` after the one before, the last being the trajectory's last."""
     count = min(most, (trajectory.num_frames - 1) // stride + 1)
     return every_frame(trajectory.frames(trajectory.num_frames - 1 - (count - 1) * stride), stride)
-
-
-def every_frame(trajectory: Trajectory, stride: int) -> Trajectory:
-    """The first frame and those that follow it at a distance of `stride`."""
-    if stride == 1:
-        return trajectory
-    fields = {name: values[::stride] for name, values in trajectory.fields.items()}
-    return dataclasses.replace(trajectory, fields=fields, ensemble=None, dt=stride * trajectory.dt)
-
-
-def matching_frames(truth: Trajectory, forecast: Trajectory) -> Trajectory:
-    """The frames of `truth` at the times of `forecast`, which may be several frames of the truth apart."""
-    steps, stride = forecast.num_frames, max(round(forecast.dt / truth.dt), 1)
-    start = round((forecast.time - truth.time) / truth.dt)
-    end = start + (steps - 1) * stride
-    ends = truth.time + truth.dt * np.array([start, end])
-    apart = np.abs(ends - forecast.time - forecast.dt * np.array([0, steps - 1])).max()
-    if apart > 1e-2 * abs(truth.dt) or start < 0 or end >= truth.num_frames:
-        last = truth.time + (truth.num_frames - 1) * truth.dt
-        raise ValueError(
-            f"expected a truth with the forecast's {steps} frames from time {forecast.time:g} on, every "
-            f"{forecast.dt:g}; found frames from {truth.time:g} to {last:g}, every {truth.dt:g}"
-        )
-    return every_frame(truth.frames(start, end + 1), stride)

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from walrus_hf.data import well
+from walrus_hf.data import well, well_opening
 from walrus_hf.data.well import load_well, well_info
 from walrus_hf.data.well_writer import save_well
 from walrus_hf.fields import BoundaryCondition, Trajectory
@@ -294,7 +294,7 @@ def test_only_the_frames_asked_for_are_read(tmp_path, monkeypatch):
             read.append(len(buffer))
             return super().readinto(buffer)
 
-    monkeypatch.setattr(well, "_open_source", Counting)
+    monkeypatch.setattr(well_opening, "_open_source", Counting)
     assert load_well(path, trajectory=1, start=7, frames=4).num_frames == 4
     asked = 4 * 32 * 64 * 4
     assert asked <= sum(read) < asked + 64 * 1024 < values.nbytes / 30

@@ -59,8 +59,7 @@ def forecast(
     """Forecast a simulation and write it to a file, with a picture if wanted."""
     from ..data.well import load_well, well_info
     from ..data.well_writer import save_well
-    from ..metrics import persistence
-    from ..pipeline_walrus import every_frame
+    from ..metrics import every_frame, persistence
 
     check_output(output, overwrite, (".hdf5", ".h5"))
     check_plot(plot, overwrite)

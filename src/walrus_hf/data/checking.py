@@ -19,7 +19,8 @@ from .remote import ChangedFileError, join_inside, local_path, open_range_file
 from .scenarios import Scenario
 from .source_files import index_files, list_folder, locate_source
 from .stretches import Part, Stretch, read_stretches
-from .well import OBSTACLE_MASK, one_line
+from .well import OBSTACLE_MASK
+from .well_opening import one_line
 
 RANKS = ("", " (vector)", " (tensor)")
 

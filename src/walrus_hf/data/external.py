@@ -31,7 +31,8 @@ import h5py
 import numpy as np
 
 from ..fields import Trajectory
-from .well import check_stored, one_line, open_well_file, time_step
+from .well import check_stored, time_step
+from .well_opening import one_line, open_well_file
 from .well_writer import save_well
 
 # Memory for one reading, also of the largest array that is not kept on disk.

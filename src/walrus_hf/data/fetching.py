@@ -19,7 +19,8 @@ from .flowbench import load_flowbench
 from .index import ScenarioIndex
 from .manifest import FieldLayout, FileManifest
 from .remote import BufferedRangeFile, RangeFile
-from .well import OBSTACLE_MASK, native, one_line, open_well_file
+from .well import OBSTACLE_MASK, native
+from .well_opening import one_line, open_well_file
 
 # A range is cut into pieces that are fetched side by side: one stream of most stores is far slower than the line.
 PIECE_BYTES = 8 * 2**20

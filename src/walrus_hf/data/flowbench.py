@@ -29,7 +29,8 @@ import numpy as np
 
 from ..fields import BoundaryCondition, Trajectory
 from .remote import BufferedRangeFile, list_files, open_range_file
-from .well import one_line, refuse_too_large
+from .well import refuse_too_large
+from .well_opening import one_line
 
 DATASET_NAME = "flowbench_fpo"
 LICENCE = "CC-BY-NC-4.0"

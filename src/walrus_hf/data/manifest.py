@@ -34,11 +34,10 @@ from .well import (
     count_frames,
     count_trajectories,
     dataset_name,
-    one_line,
-    open_well_file,
     stored_fields,
     text_of,
 )
+from .well_opening import one_line, open_well_file
 
 VERSION = 1
 SUFFIXES = (".hdf5", ".h5", ".npz")

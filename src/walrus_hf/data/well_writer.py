@@ -20,7 +20,8 @@ import numpy as np
 
 from ..fields import BoundaryCondition, Trajectory
 from ..safe_files import whole_file
-from .well import FIELD_GROUPS, OBSTACLE_MASK, one_line, time_step
+from .well import FIELD_GROUPS, OBSTACLE_MASK, time_step
+from .well_opening import one_line
 
 
 def save_well(

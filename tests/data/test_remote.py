@@ -26,7 +26,7 @@ import requests
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from walrus_hf.data import remote, well
+from walrus_hf.data import remote, well_opening
 from walrus_hf.data.remote import (
     TRANSFERS,
     BufferedRangeFile,
@@ -805,7 +805,7 @@ def test_a_simulation_that_does_not_arrive_is_not_called_damaged(server, simulat
 @pytest.mark.parametrize("consequence", [None, ValueError("no group 'dimensions'"), KeyError("u")], ids=repr)
 def test_a_lost_read_is_the_error_whatever_came_of_it(server, consequence):
     def read():
-        with well._open_source(server.url("a.bin")) as file:
+        with well_opening._open_source(server.url("a.bin")) as file:
             server.always("a.bin", Fault(status=503))
             with contextlib.suppress(OSError):
                 file.read(9)

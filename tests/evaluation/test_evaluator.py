@@ -579,10 +579,12 @@ def test_a_mask_that_leaves_no_cells_and_a_file_without_moving_fields_are_noted_
 
 
 def test_results_inside_the_data_are_refused_since_they_would_be_read_as_data(pipe, tmp_path):
-    save_well(noise(), tmp_path / "own.hdf5")
+    mine = tmp_path / "mine"  # apart from the cache of manifests
+    mine.mkdir()
+    save_well(noise(), mine / "own.hdf5")
     with pytest.raises(ValueError, match=r"output: expected a folder outside the data, found .*results"):
-        run(pipe, tmp_path, tmp_path / "results")
-    assert [path.name for path in tmp_path.iterdir()] == ["own.hdf5"]
+        run(pipe, mine, mine / "results")
+    assert [path.name for path in mine.iterdir()] == ["own.hdf5"]
 
 
 @pytest.mark.parametrize("place", ["data/test/out", "data/out"])

@@ -54,9 +54,8 @@ def of_one_process(arguments, members=1, unread=None):
     for member in range(members):
         samples = SamplePlan(plan, run.indexes, arguments.blocks_in_memory)
         for batch in planned_batches(samples, Topology(1, members, 0, member), reader, 0, 1):
-            # Members share a slot, and so the steps.
             generator, work = loop._generator(batch, 0), plan.step(0).groups[0][batch["micro_step"]]
-            own = loop._own_steps(arguments, work)
+            own = loop._own_steps(arguments, 0)
             cut = loop._first_frames(batch["inputs"], run.sources[work.source].shape.frames + own)
             inputs = prepare_inputs(cut, run.bare.model, run.accelerator.device, generator)
             loss, _, _ = run.model(own_steps=own, generator=generator, **inputs)

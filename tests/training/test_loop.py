@@ -165,7 +165,7 @@ def test_a_run_with_a_time_limit_ends_cooled_down_when_the_time_is_over(folder, 
     assert first["learning_rate"] == pytest.approx(rates[10], rel=0.2)
 
 
-def test_each_micro_batch_draws_its_tokens_from_those_of_the_recipe(folder, tmp_path, monkeypatch):
+def test_each_step_draws_its_tokens_from_those_of_the_recipe(folder, tmp_path, monkeypatch):
     plans = []
 
     def recorded(*given):
@@ -197,7 +197,7 @@ def test_drawn_tokens_give_the_plan_that_a_model_with_this_target_makes():
     assert drawn == prepare_inputs(inputs, other, torch.device("cpu"), torch.Generator().manual_seed(1))["plan"]
 
 
-def test_a_share_of_the_micro_batches_is_trained_after_own_steps(folder, tmp_path, monkeypatch):
+def test_a_share_of_the_steps_is_trained_after_own_steps(folder, tmp_path, monkeypatch):
     given = []
     forward = objective.TrainingModel.forward
 
@@ -210,7 +210,7 @@ def test_a_share_of_the_micro_batches_is_trained_after_own_steps(folder, tmp_pat
     found = {}
     for share in (0.0, 0.5, 1.0):
         given.clear()
-        changes = {"own_forecasts": share, "own_steps": 2, "max_steps": 4, **plane_and_volume(folder / "data")}
+        changes = {"own_forecasts": share, "own_steps": 2, "max_steps": 6, **plane_and_volume(folder / "data")}
         loop.pretrain(settings(folder / "data", tmp_path / str(share), **changes))
         found[share] = [own for own, *_ in given]
         # Planes have four frames, volumes two, and as many more as the model forecasts before the loss.

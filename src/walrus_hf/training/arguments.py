@@ -73,14 +73,14 @@ class PretrainingArguments:
     tokens: list[int] | None = field(
         default=None,
         metadata={
-            "help": "Tokens along an axis, drawn from these for each micro-batch; volumes take as much less as in the "
+            "help": "Tokens along an axis, drawn from these for each step; volumes take as much less as in the "
             "configuration. The default is the configuration's own target."
         },
     )
     own_forecasts: float = field(
         default=0.0,
         metadata={
-            "help": "Share of micro-batches that start from the model's own forecasts, so that it learns to go on "
+            "help": "Share of steps that start from the model's own forecasts, so that it learns to go on "
             "from its errors. None in the published recipe."
         },
     )

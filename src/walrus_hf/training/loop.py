@@ -37,7 +37,7 @@ from .costs import CostTable, Geometry, Key, Shape, micro_batch_cost
 from .guards import GradientGuard, ReaderErrors, SpikeWatch, StopSignal, full_value
 from .objective import TrainingModel
 from .optim import ExponentialAverage, make_optimizer, make_scheduler
-from .plan import MicroBatch, StepWork, WorkPlan, WorkSource, micro_batch_shape
+from .plan import StepWork, WorkPlan, WorkSource, micro_batch_shape
 from .records import MetricsFile, StepTotals, Stopwatch
 from .samples import SamplePlan
 from .saving import save_model
@@ -309,6 +309,7 @@ def train_step(run: Run, plan: WorkPlan, batches: Iterator[dict[str, Any]], step
     """One optimiser step: this rank's micro-batches, the update, and the row of metrics of all ranks."""
     began, here, accelerator = time.perf_counter(), run.topology, run.accelerator
     work, group = plan.step(step), plan.group_of(here.rank)[0]
+    tokens, own = _tokens(run.arguments, step), _own_steps(run.arguments, step)
     totals = StepTotals(len(run.sources), run.config.vocab_size, plan.groups, accelerator.device)
     clock, numbers, passes, samples, unread = Stopwatch(accelerator.device), [], [], [], []
     run.model.train()
@@ -316,7 +317,6 @@ def train_step(run: Run, plan: WorkPlan, batches: Iterator[dict[str, Any]], step
         batch = next(batches)
         if (batch["step"], batch["number"]) != (step, expected.source):
             raise RuntimeError(f"step {step}: expected a batch of source {expected.source}, found {batch['samples']}")
-        tokens, own = _tokens(run.arguments, expected), _own_steps(run.arguments, expected)
         generator, frames = _generator(batch, step), run.sources[expected.source].shape.frames
         cut = _first_frames(batch["inputs"], frames + own)
         inputs = prepare_inputs(cut, run.bare.model, accelerator.device, generator, tokens)
@@ -357,16 +357,16 @@ def _generator(batch: dict[str, Any], step: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed(_JITTER))
 
 
-def _tokens(arguments: PretrainingArguments, work: MicroBatch) -> int | None:
-    """The target of a micro-batch, the same for the members of a group; None is the model's."""
+def _tokens(arguments: PretrainingArguments, step: int) -> int | None:
+    """The target of a step, or groups with unlike ones would wait for each other; None is the model's."""
     if arguments.tokens is None:
         return None
-    return arguments.tokens[int(_drawn(arguments, _TOKENS, work) * len(arguments.tokens))]
+    return arguments.tokens[int(_drawn(arguments, _TOKENS, step) * len(arguments.tokens))]
 
 
-def _own_steps(arguments: PretrainingArguments, work: MicroBatch) -> int:
-    """Steps that the model forecasts before the loss, the same for the members of a group; 0 for most or all."""
-    drawn, share = _drawn(arguments, _OWN, work), arguments.own_forecasts
+def _own_steps(arguments: PretrainingArguments, step: int) -> int:
+    """Steps that the model forecasts before the loss, the same in all micro-batches of a step; 0 for most or all."""
+    drawn, share = _drawn(arguments, _OWN, step), arguments.own_forecasts
     return 1 + int(drawn / share * arguments.own_steps) if drawn < share else 0
 
 
@@ -375,9 +375,9 @@ def _first_frames(inputs: dict[str, Any], frames: int) -> dict[str, Any]:
     return {**inputs, **{name: inputs[name][:, :frames] for name in ("field_values", "labels")}}
 
 
-def _drawn(arguments: PretrainingArguments, purpose: int, work: MicroBatch) -> float:
-    """A number from 0 to 1 that follows from the micro-batch alone, whoever computes it."""
-    return float(uniform_hash((arguments.seed, purpose, work.source), np.array(work.slot)))
+def _drawn(arguments: PretrainingArguments, purpose: int, step: int) -> float:
+    """A number from 0 to 1 that follows from the step alone, whoever computes it."""
+    return float(uniform_hash((arguments.seed, purpose), np.array(step)))
 
 
 @contextlib.contextmanager

@@ -79,6 +79,42 @@ def test_shorter_trajectories_and_other_fields_are_left_out(errors, tmp_path):
     assert found["notes"] == ["runs: left out density, velocity, which one of the two does not have"]
 
 
+def without(folder, field, trajectory):
+    """The folder, as if the file of one trajectory lacked a field."""
+    path = folder / "trajectories.parquet"
+    table = pandas.read_parquet(path)
+    table[(table["field"] != field) | (table["trajectory"] != trajectory)].to_parquet(path)
+    return folder
+
+
+@pytest.mark.parametrize(("field", "left"), [("pressure", "velocity"), ("velocity", "pressure")])
+def test_fields_that_not_all_trajectories_have_are_left_out(errors, field, left, tmp_path):
+    first = without(write(tmp_path / "a", errors), field, trajectory=1)
+    second = without(write(tmp_path / "b", errors + 1), field, trajectory=3)
+    for pair in ((first, second), (first, first), (write(tmp_path / "c", errors), first)):
+        found = compare(*pair)
+        assert {(row["field"], row["count"]) for row in found["rows"]} == {(left, 5)}
+        assert found["notes"] == [f"runs: left out {field}, which not all trajectories have"]
+
+
+def test_a_field_that_only_shorter_trajectories_lack_counts_where_these_are_not_compared(errors, tmp_path):
+    uneven = write(tmp_path / "a", [errors[0], errors[1][:4], errors[2][:4]], fields=("pressure", "velocity"))
+    first = without(uneven, "velocity", trajectory=0)
+    second = write(tmp_path / "b", errors[1:3, :4] + 1, digests="abc", numbers=[1, 2])
+    found = compare(first, second)
+    assert {row["field"] for row in found["rows"]} == {"pressure", "velocity", "mean of fields"}
+    assert row_of(found, "1:4")["difference"] == pytest.approx(1.5)
+    assert found["notes"] == ["runs: 2 of 3 trajectories are the same in both; the others are left out"]
+
+
+def test_without_a_field_that_all_trajectories_have_the_reason_is_said(errors, tmp_path):
+    folder = write(tmp_path / "a", errors)
+    for number, field in enumerate(("pressure", "velocity")):
+        without(folder, field, number)
+    with pytest.raises(ValueError, match="left out pressure, velocity, which not all trajectories have"):
+        compare(folder, folder)
+
+
 def test_failed_forecasts_are_infinitely_wrong(errors, tmp_path):
     first, second = errors.copy(), errors.copy() - 0.05
     first[:2, 2:] = second[1:4, 2:] = np.inf

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,21 +123,24 @@ def _scenario_rows(
     protocol: Protocol,
     notes: list[str],
 ) -> list[dict[str, Any]]:
-    fields = [field for field in first if field in second]
-    if len(fields) < max(len(first), len(second)):
-        alone = sorted(set(first) ^ set(second))
-        notes.append(f"{name}: left out {', '.join(alone)}, which one of the two does not have")
-    if not fields:
-        return []
-    common = first[fields[0]].index.intersection(second[fields[0]].index).sort_values()
-    most = max(len(first[fields[0]]), len(second[fields[0]]))
+    common = _trajectories(first).intersection(_trajectories(second)).sort_values()
+    most = max(len(_trajectories(first)), len(_trajectories(second)))
     if len(common) < most:
         notes.append(f"{name}: {len(common)} of {most} trajectories are the same in both; the others are left out")
     if common.empty:
         return []
-    errors = [
-        {field: np.asarray(table[field].loc[common], dtype=np.float64) for field in fields} for table in (first, second)
-    ]
+    both = [field for field in first if field in second]
+    # Files of one scenario may have other fields than its rest.
+    fields = [field for field in both if common.isin(first[field].index.intersection(second[field].index)).all()]
+    for left_out, why in (
+        (set(first) ^ set(second), "one of the two does not have"),
+        (set(both) - set(fields), "not all trajectories have"),
+    ):
+        if left_out:
+            notes.append(f"{name}: left out {', '.join(sorted(left_out))}, which {why}")
+    if not fields:
+        return []
+    errors = [_arrays(table, fields, common) for table in (first, second)]
     if len(fields) > 1:
         for table in errors:
             table[MEAN_OF_FIELDS] = np.mean(list(table.values()), axis=0)
@@ -146,6 +150,21 @@ def _scenario_rows(
         for window in protocol.windows
         if (row := _row(name, field, window, errors[0][field], errors[1][field], protocol))
     ]
+
+
+def _trajectories(table: dict[str, pandas.DataFrame]) -> pandas.Index:
+    """Those that have any field."""
+    return functools.reduce(lambda one, other: one.union(other), (found.index for found in table.values()))
+
+
+def _arrays(
+    table: dict[str, pandas.DataFrame], fields: Sequence[str], trajectories: pandas.Index
+) -> dict[str, np.ndarray]:
+    """field -> errors (trajectories, steps): as many steps in each field, NaN behind the end of shorter ones."""
+    steps = range(1, 1 + max(table[field].columns.max() for field in fields))
+    return {
+        field: np.asarray(table[field].reindex(index=trajectories, columns=steps), dtype=np.float64) for field in fields
+    }
 
 
 def _row(

@@ -15,6 +15,7 @@ from walrus_hf import WalrusPipeline, load_well, save_well
 from walrus_hf.evaluation import Protocol, evaluate
 from walrus_hf.evaluation import evaluator as module
 from walrus_hf.evaluation import folder as folder_module
+from walrus_hf.evaluation.baselines import DynamicModeDecomposition
 from walrus_hf.evaluation.evaluator import read_ahead
 from walrus_hf.evaluation.sources import EvaluatedScenario
 from walrus_hf.metrics import nrmse, persistence, score
@@ -242,6 +243,17 @@ def test_a_baseline_that_was_trained_anew_is_another_evaluation(pipe, runs, tmp_
     with pytest.raises(FileExistsError, match="another evaluation"):
         run(pipe, runs, tmp_path / "out", baselines={"mine": Trained("b")})
     run(pipe, runs, tmp_path / "out", baselines={"mine": Trained("a")})
+
+
+def test_a_decomposition_with_another_bound_of_growth_is_another_evaluation(pipe, runs, tmp_path, counted):
+    counted["stop_after"] = 1
+    with pytest.raises(KilledError):
+        run(pipe, runs, tmp_path / "out", baselines={"dmd": DynamicModeDecomposition()})
+    counted["stop_after"] = 99
+    with pytest.raises(FileExistsError, match=r"\(baselines\.dmd: .*max_growth=1\.0, now .*max_growth=None\)"):
+        run(pipe, runs, tmp_path / "out", baselines={"dmd": DynamicModeDecomposition(max_growth=None)})
+    run(pipe, runs, tmp_path / "out", baselines={"dmd": DynamicModeDecomposition(1.0)})
+    assert counted["numbers"] == [0, 1, 2]
 
 
 def test_a_part_of_another_evaluation_is_not_continued(pipe, runs, tmp_path, counted):

@@ -59,6 +59,10 @@ class DynamicModeDecomposition:
     def __init__(self, max_growth: float | None = 1.0):
         self.max_growth = max_growth
 
+    def fingerprint(self) -> str:
+        """Its one setting: what it knows else comes from the context."""
+        return f"max_growth={self.max_growth}"
+
     def predict(self, context: Trajectory, steps: int) -> Trajectory:
         check_context(context, steps, 2)
         fields = {name: values.astype(np.float64) for name, values in context.fields.items()}

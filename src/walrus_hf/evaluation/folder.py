@@ -9,6 +9,7 @@ All is written under `partial/` until the end, so that results that are being re
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -164,5 +165,15 @@ def _first_difference(found: Any, wanted: Any, where: str = "") -> str | None:
         return None
     if found == wanted:
         return None
-    texts = [text if len(text) <= 40 else text[:37] + "..." for text in (str(found), str(wanted))]
+    texts = _around_difference(str(found), str(wanted))
     return f"{where or 'settings'}: {texts[0]}, now {texts[1]}"
+
+
+def _around_difference(found: str, wanted: str) -> list[str]:
+    """Both texts in 40 characters at most; what long ones have in common at the beginning is left out."""
+    start = 0
+    if max(len(found), len(wanted)) > 40:
+        same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(found, wanted)))
+        start = max(same - 20, 0)
+    cut = ["..." * (start > 0) + text[start:] for text in (found, wanted)]
+    return [text if len(text) <= 40 else text[:37] + "..." for text in cut]

@@ -25,7 +25,11 @@ Frame = dict[str, np.ndarray]
 
 
 class Forecaster(Protocol):
-    """What can be evaluated beside a model: it is trained before, and wrapping one takes this method alone."""
+    """What can be evaluated beside a model: it is trained before, and wrapping one takes this method alone.
+
+    One that was trained, or whose settings change its forecasts, also has the `fingerprint()` of `TrainedForecaster`:
+    without it, an evaluation that was begun with others goes on as if they were the same.
+    """
 
     def predict(self, context: Trajectory, steps: int) -> Trajectory:
         """The `steps` frames after the context, with the same fields; members, if there are any, in `.ensemble`.
@@ -37,10 +41,10 @@ class Forecaster(Protocol):
 
 @runtime_checkable
 class TrainedForecaster(Protocol):
-    """A forecaster that says what it was trained to, so that a resumed evaluation notices another training."""
+    """A forecaster that says what its forecasts depend on, so that a resumed evaluation notices another one."""
 
     def fingerprint(self) -> str:
-        """A digest of all that was learnt."""
+        """A digest of all that was learnt, and settings in words."""
 
 
 class WalrusForecaster:

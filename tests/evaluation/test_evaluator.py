@@ -639,6 +639,32 @@ def test_diagnostics_of_a_perfect_forecast_are_those_of_the_truth(pipe, runs, tm
     assert sum(last["truth"]) == pytest.approx(mean, rel=0.05)
 
 
+def test_correlation_times_are_of_the_trajectories_whose_truth_varies(pipe, tmp_path):
+    def trajectory(seed, constant):
+        values = np.random.default_rng(seed).normal(size=(12, 16, 12)).cumsum(0)
+        if constant:
+            values = np.broadcast_to(values[:, :1, :1], values.shape).copy()
+        return noise(seed=seed, pressure=values, density=np.broadcast_to(values[:, :1, :1], values.shape).copy())
+
+    def lost(context, steps):
+        raise ValueError("no forecast")
+
+    own = save_well([trajectory(0, False), trajectory(1, True)], tmp_path / "own.hdf5")
+    # The truth of the second trajectory is constant: no forecast correlates with it, or fails to.
+    run(pipe, own, tmp_path / "out", baselines={"lost": Named(lost)})
+    found = json.loads((tmp_path / "out" / "results.json").read_text())["scenarios"]["own"]["forecasters"]
+    alone = run(pipe, save_well([trajectory(0, False)], tmp_path / "one.hdf5"))["scenarios"]["one"]["forecasters"]
+    for who in ("model", "persistence", "lost"):
+        times = found[who]["physics"]["correlation_time"]
+        expected = 1 if who == "lost" else alone[who]["physics"]["correlation_time"]["pressure"]["median"]
+        assert (times["pressure"]["median"], times["pressure"]["count"]) == (expected, 1)
+        none = {"threshold": 0.8, "median": None, "low": None, "high": None, "not_reached": 0, "count": 0}
+        assert times["density"] == none
+    table = (tmp_path / "out" / "table.md").read_text()
+    lines = [line.split("|") for line in table.splitlines() if line.startswith("| density |")]
+    assert [cells[5].strip() for cells in lines if len(cells) == 8] == ["-"] * 3
+
+
 def test_grids_whose_cells_differ_in_size_have_no_totals_and_no_divergence(pipe, tmp_path):
     curved = dataclasses.replace(noise(), grid_type="spherical")
     found = run(pipe, save_well(curved, tmp_path / "own.hdf5"))["scenarios"]["own"]["forecasters"]["model"]

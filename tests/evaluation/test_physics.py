@@ -125,3 +125,7 @@ def test_a_forecast_that_has_gone_flat_is_not_correlated():
 )
 def test_the_correlation_time_is_the_first_lead_time_without_correlation(correlations, time):
     assert physics.correlation_time(np.array(correlations)) == time
+
+
+def test_without_any_correlation_there_is_no_correlation_time():
+    assert np.isnan(physics.correlation_time(np.full(3, np.nan)))

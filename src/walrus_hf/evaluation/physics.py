@@ -108,6 +108,11 @@ def relative_divergence(
     return float(np.sqrt(np.mean(divergence**2) / squares)) if squares > 0 else float("nan")
 
 
+def varying(cells: np.ndarray) -> np.ndarray:
+    """Which components of `(cells, components)` are not the same in all cells."""
+    return np.ptp(cells, axis=0) > 0
+
+
 def correlation(prediction: np.ndarray, truth: np.ndarray) -> float:
     """Pearson's correlation over the cells, mean over the components in which the truth varies; NaN if it does in none.
 
@@ -117,7 +122,7 @@ def correlation(prediction: np.ndarray, truth: np.ndarray) -> float:
         prediction, truth: `(cells, components)`.
     """
     a, b = (np.asarray(x, dtype=np.float64) for x in (prediction, truth))
-    varies = np.ptp(b, axis=0) > 0
+    varies = varying(b)
     if not varies.any():
         return float("nan")
     a, b = a[:, varies], b[:, varies]
@@ -128,11 +133,13 @@ def correlation(prediction: np.ndarray, truth: np.ndarray) -> float:
     return float(np.divide((a * b).sum(axis=0), sizes, out=np.zeros_like(sizes), where=there).mean())
 
 
-def correlation_time(correlations: np.ndarray) -> int:
+def correlation_time(correlations: np.ndarray) -> float:
     """The first lead time, counted from 1, whose correlation is not above `CORRELATED`; steps + 1 where all are.
 
-    Lead times without a correlation (a constant truth) are passed over.
+    Lead times without a correlation (a constant truth) are passed over; NaN where there is none at all.
     """
+    if np.isnan(correlations).all():
+        return float("nan")
     below = np.flatnonzero(np.asarray(correlations) <= CORRELATED)
     return int(below[0]) + 1 if len(below) else len(correlations) + 1
 

@@ -165,9 +165,14 @@ def _medians(curves: Mapping[str, np.ndarray]) -> dict[str, list]:
 
 
 def _correlation_time(scores: Sequence[Record], name: str, protocol: Protocol) -> dict[str, Any]:
+    """Over the trajectories whose truth varies: nothing correlates with a constant one."""
     times = np.array([record["correlation_time"][name] for record in scores], dtype=np.float64)
     lengths = np.array([len(_curve(record, name, "vrmse")) for record in scores])
-    found = summary(times, protocol)
+    there = ~np.isnan(times)
+    times, lengths = times[there], lengths[there]
+    found = dict.fromkeys(("median", "median_low", "median_high"), math.nan)
+    if len(times):
+        found = summary(times, protocol)
     return {
         "threshold": physics.CORRELATED, "median": found["median"], "low": found["median_low"],
         "high": found["median_high"], "not_reached": int((times > lengths).sum()), "count": len(times),
@@ -298,10 +303,16 @@ def _physics(scenario: Mapping[str, Any]) -> list[list[str]]:
             physics, ensemble = found["physics"], found["ensemble"]
             pairs = [_pair(physics[kind].get(field)) for kind in ("totals", "divergence")]
             time = physics["correlation_time"][field]
-            until = "the end" if time["median"] > scenario["steps"] else f"{time['median'] - 1:g}"
+            until = _until(time["median"], scenario["steps"])
             ratio = "" if ensemble is None else _number(ensemble["fields"][field]["spread_skill"][-1])
             rows.append([field, who, *pairs, until, ratio])
     return rows
+
+
+def _until(time: float, steps: int) -> str:
+    if math.isnan(time):
+        return "-"
+    return "the end" if time > steps else f"{time - 1:g}"
 
 
 def _pair(curves: Mapping[str, Any] | None) -> str:

@@ -62,6 +62,7 @@ class TruthFrame:
     def __init__(self, fields: Mapping[str, np.ndarray], grid: TrajectoryGrid, with_spectra: bool) -> None:
         self.fields = {name: grid.transformed(name, values) for name, values in fields.items()}
         self.cells = {name: grid.cells(values) for name, values in self.fields.items()}
+        self.varies = {name: bool(physics.varying(values).any()) for name, values in self.cells.items()}
         self.totals = {name: grid.total_change(name, values) for name, values in fields.items()}
         self.divergence = {name: grid.divergence(fields[name]) for name in grid.divergence_fields}
         self.power = {name: grid.power(values) for name, values in self.fields.items()} if with_spectra else None
@@ -82,6 +83,7 @@ class Scores:
     ) -> None:
         self.grid, self.steps, self.spectra_steps = grid, steps, set(spectra_steps)
         self.values = {name: {kind: np.full(steps, np.nan) for kind in PER_STEP} for name in fields}
+        self.varies = dict.fromkeys(fields, False)
         self.divergence = {
             name: {"truth": np.full(steps, np.nan), "forecast": np.full(steps, np.nan)}
             for name in grid.divergence_fields
@@ -95,6 +97,7 @@ class Scores:
         """Score lead time `step`, counted from 1; after a failure nothing more is counted."""
         for name in self.values:
             self.values[name]["truth_total"][step - 1] = truth.totals[name]
+            self.varies[name] |= truth.varies[name]
         for name, found in self.divergence.items():
             found["truth"][step - 1] = truth.divergence[name]
         if self.failure is None:
@@ -160,8 +163,8 @@ class Scores:
         }  # fmt: skip
 
     def _correlations(self, name: str) -> np.ndarray:
-        """A forecast that failed is not correlated any more."""
+        """A forecast that failed is not correlated any more, if its truth ever varies over the cells."""
         found = self.values[name]["correlation"].copy()
-        if self.failure is not None:
+        if self.failure is not None and self.varies[name]:
             found[self.failure["step"] - 1 :] = 0.0
         return found

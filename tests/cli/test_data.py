@@ -52,6 +52,16 @@ def train(folder, file):
     return folder / "data" / "train" / file
 
 
+def test_a_file_with_a_colon_in_its_name_is_a_file_like_any_other(run, folder, monkeypatch):
+    """By its name alone, in the folder where it lies: as an address it would be one of the protocol `run`."""
+    monkeypatch.chdir(folder / "data" / "train")
+    shutil.move("0.hdf5", "run:3.hdf5")
+    assert "trajectories  2" in good(run("data", "index", "run:3.hdf5"))
+    assert "with 2 trajectories" in good(run("data", "check", "run:3.hdf5"))
+    stats = run("data", "stats", "run:3.hdf5", "--output", "stats.yaml")
+    assert stats.code == 0, stats
+
+
 # list
 
 

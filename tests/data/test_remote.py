@@ -965,7 +965,8 @@ HOSTILE = [
     "c:a",
     "file:///etc/passwd",
     "http://example.org/a",
-    "hf:a",
+    "hf:/a",
+    "file%3A/a",
     "memory://a",
     "zip::a",
     "a/simplecache::b",
@@ -993,8 +994,31 @@ def test_paths_that_may_leave_the_root_are_refused(root, relative):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("relative", ["c:a", "C:/a", "hf://datasets/a/b", "file:/a", "zip::a"])
+def test_what_reads_as_a_drive_or_an_address_is_called_so(relative):
+    with pytest.raises(ValueError, match="reads as a drive or an address; rename it"):
+        join_inside("/data", relative)
+
+
 @pytest.mark.parametrize(
-    "relative", ["a.hdf5", "data/train/a b.hdf5", "..a/b..", "ü.hdf5", "50%.hdf5", "a@b", "a#b?c=d"]
+    ("address", "store"),
+    [
+        ("run:3.hdf5", "LocalFile"),
+        ("data/run:3.hdf5", "LocalFile"),
+        ("file:///data/run:3.hdf5", "LocalFile"),
+        ("https://example.org/run:3.hdf5", "HttpFile"),
+        ("hf://datasets/a/b/run:3.hdf5", "HubFile"),
+        ("memory://run:3.hdf5", "FsspecFile"),
+        ("simplecache::memory://run:3.hdf5", "FsspecFile"),
+    ],
+)
+def test_an_address_leads_to_its_store_whether_or_not_a_name_has_a_colon(address, store):
+    assert type(open_range_file(address)).__name__ == store
+
+
+@pytest.mark.parametrize(
+    "relative",
+    ["a.hdf5", "data/train/a b.hdf5", "..a/b..", "ü.hdf5", "50%.hdf5", "a@b", "a#b?c=d", "run:3.hdf5", "t=12:30/a:1"],
 )
 def test_other_paths_are_joined_and_lead_to_the_file(server, tmp_path, relative):
     assert join_inside("/data/", relative) == f"/data/{relative}"

@@ -440,16 +440,20 @@ def check_relative(root: str, relative: str) -> None:
     plain, previous = relative, None
     while plain != previous:  # %252e is %2e is a dot
         plain, previous = unquote(plain), plain
+    # A colon after several letters is one of a file's name, such as run:3.hdf5, until a slash follows.
+    elsewhere = re.match(r"[A-Za-z]:|[A-Za-z][A-Za-z0-9+.-]*:/", plain) or "::" in plain
     bad = (
         not all(part.strip(". ") for part in plain.split("/"))
         or "\\" in plain
-        or "::" in plain
+        or elsewhere
         or plain.count("/") != relative.count("/")
-        or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", plain)
         or any(ord(character) < 32 or ord(character) == 127 for character in plain)
     )
     if bad:
-        raise ValueError(f"{root}: expected the path of a file inside, such as data/train/a.hdf5, found {relative!r}")
+        why = ", which reads as a drive or an address; rename it" if elsewhere else ""
+        raise ValueError(
+            f"{root}: expected the path of a file inside, such as data/train/a.hdf5, found {relative!r}{why}"
+        )
 
 
 def brief(error: BaseException) -> str:

@@ -62,6 +62,11 @@ def test_a_file_with_a_colon_in_its_name_is_a_file_like_any_other(run, folder, m
     assert stats.code == 0, stats
 
 
+def test_a_file_behind_a_chain_of_addresses_is_indexed(run, folder):
+    address = f"simplecache::{train(folder, '0.hdf5').as_uri()}"
+    assert "trajectories  2" in good(run("data", "index", address))
+
+
 # list
 
 

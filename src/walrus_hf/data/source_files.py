@@ -68,9 +68,10 @@ def locate_source(
     if base_path is None and (location.endswith(".json") or os.path.exists(location) or "://" in location):
         location = location.rstrip("/") or "/"
         names = tuple(dict.fromkeys((*SPLITS, *splits)))  # each is a listing
-        if location.endswith((*SUFFIXES, ".json")) or not _has_splits(f"{location}/data", names, storage_options):
+        is_file = location.endswith((*SUFFIXES, ".json"))  # some stores call it an error to list one
+        if is_file or not _has_splits(f"{location}/data", names, storage_options):
             _check_split(split)
-            if split is not None and _has_splits(location, SPLITS, storage_options):
+            if split is not None and not is_file and _has_splits(location, SPLITS, storage_options):
                 raise ValueError(
                     f"{location}: expected a folder with data/{split} in it, or one without splits, found splits in it "
                     "themselves; move them into a folder `data`, name the folder above that, or name one of them"

@@ -219,6 +219,15 @@ def test_the_finite_check_passes_over_what_stands_inside_obstacles():
         trajectory.check_finite()
 
 
+def test_the_finite_check_passes_over_constant_fields_inside_obstacles():
+    trajectory = plane(obstacle_mask=np.eye(6, 9, dtype=bool))
+    trajectory.constant_fields["mask"][2, 2] = np.nan
+    trajectory.check_finite()
+    trajectory.constant_fields["mask"][2, 3] = np.nan
+    with pytest.raises(ValueError, match=r"constant field 'mask': .* found 1 NaN or infinite of 48"):
+        trajectory.check_finite()
+
+
 def test_the_finite_check_reads_constant_fields_too():
     trajectory = plane()
     trajectory.constant_fields["mask"][1, 2] = np.nan

@@ -384,6 +384,22 @@ def test_what_stands_inside_obstacles_is_never_read(inside, log_fields):
     assert not dirty[..., 0][:, :, :, mask].any()
 
 
+@pytest.mark.parametrize("log_fields", [[], ["density"]])
+@pytest.mark.parametrize("inside", [-1.0, 0.0, 2.0, 1e30, np.nan, np.inf])
+def test_constant_fields_keep_inside_obstacles_what_can_be_used(inside, log_fields):
+    """A constant mask, for one, tells the model where obstacles are."""
+    mask = RNG.random((16, 8)) > 0.8
+    density = np.exp(array(16, 8))
+    processor = WalrusProcessor(log_fields=log_fields)
+    constants = {"density": np.where(mask, inside, density)}
+    given = plane({"pressure": array(3, 16, 8)}, constant_fields=constants, obstacle_mask=mask)
+    found = processor(given)["constant_values"][0, 0, ..., 0].numpy()
+    read = np.log10 if log_fields else np.asarray
+    kept = inside == 2.0 if log_fields else inside in (-1.0, 0.0, 2.0)
+    np.testing.assert_allclose(found[mask], read(inside) if kept else 0, rtol=1e-6)
+    np.testing.assert_allclose(found[~mask], read(density)[~mask], rtol=1e-6)
+
+
 def test_a_forecast_of_logarithms_beside_obstacles_can_be_read_again():
     given = plane({"density": np.exp(array(3, 16, 8))}, obstacle_mask=np.eye(16, 8, dtype=bool))
     processor = WalrusProcessor(log_fields=["density"])

@@ -150,7 +150,7 @@ class Trajectory:
             for t, frame in enumerate(values):
                 self._check_finite_array(f"field {name!r}, frame {t}", frame[free])
         for name, values in self.constant_fields.items():
-            self._check_finite_array(f"constant field {name!r}", values)
+            self._check_finite_array(f"constant field {name!r}", values[free])
 
     def __repr__(self) -> str:
         sides = {
@@ -232,3 +232,22 @@ def fill_obstacles(values: np.ndarray, mask: np.ndarray | None, number: int = 0,
         components: axes of the values behind the grid.
     """
     return values if mask is None else np.where(mask.reshape(*mask.shape, *[1] * components), number, values)
+
+
+def fill_unusable(
+    values: np.ndarray, mask: np.ndarray | None, log: bool = False, largest: float = np.inf, components: int = 0
+) -> np.ndarray:
+    """The same only where a value inside obstacles cannot be used: of constant fields, which no forecast changes there.
+
+    The others stay: a constant field may tell the model something inside obstacles, such as where they are.
+
+    Args:
+        log: whether a logarithm is taken, which asks for positive values.
+        largest: magnitude that can be used.
+    """
+    if mask is None:
+        return values
+    usable = np.isfinite(values) & (np.abs(values) <= np.float64(largest))  # as float16 it would be infinite
+    return np.where(
+        usable & (values > 0) if log else usable, values, fill_obstacles(values, mask, int(log), components)
+    )

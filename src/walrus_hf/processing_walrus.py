@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 
-from .fields import FLAG_NAMES, PUBLISHED_FIELDS, BoundaryCondition, Trajectory, fill_obstacles
+from .fields import (
+    FLAG_NAMES,
+    PUBLISHED_FIELDS,
+    BoundaryCondition,
+    Trajectory,
+    fill_obstacles,
+    fill_unusable,
+)
 from .jitter import TokenizationPlan, make_plan, warn_unmeasured
 from .strides import is_volume
 
@@ -189,7 +196,9 @@ class WalrusProcessor(FeatureExtractionMixin):
         if obstacle is not None:
             data["obstacle_mask"] = torch.from_numpy(_lift(obstacle, len(trajectory.axes)))[None]
         if constants:
-            data["constant_values"] = stack_channels(constants, trajectory.constant_fields, (1, *trajectory.grid))
+            data["constant_values"] = stack_channels(
+                constants, trajectory.constant_fields, (1, *trajectory.grid), obstacle, constant=True
+            )
         if plan is not None:
             grid = (*trajectory.grid, *[1] * (3 - len(trajectory.grid)))
             sides = data["boundary_conditions"][0].tolist()
@@ -433,11 +442,12 @@ def stack_channels(
     arrays: Mapping[str, np.ndarray],
     shape: tuple[int, ...],
     obstacle_mask: np.ndarray | None = None,
+    constant: bool = False,
 ) -> Tensor:
     """`(T, C, H, W, D)` float32 from the arrays of a trajectory; `shape` is `(T, *grid)`.
 
     Inside obstacles there are zeros, as in forecasts, whatever the arrays hold: another value would be a jump that sets
-    the scale.
+    the scale. `constant` fields have zeros only in place of what cannot be used there.
 
     Raises:
         ValueError: NaN, infinite or unusably large values, or a logarithm of what is not positive, outside obstacles.
@@ -447,7 +457,11 @@ def stack_channels(
         if channel.component is None:
             continue
         index: tuple[Any, ...] = (..., *channel.component)
-        values = fill_obstacles(arrays[channel.field][index], obstacle_mask, 1 if channel.log else 0)
+        values = arrays[channel.field][index]
+        if constant:
+            values = fill_unusable(values, obstacle_mask, channel.log, LARGEST)
+        else:
+            values = fill_obstacles(values, obstacle_mask, 1 if channel.log else 0)
         smallest, largest = float(values.min()), float(values.max())
         if not np.isfinite([smallest, largest]).all():
             raise ValueError(f"field {channel.field!r}: expected finite numbers, found NaN or infinity; leave them out")

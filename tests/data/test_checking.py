@@ -269,6 +269,23 @@ def test_numbers_that_are_not_finite_are_found_by_reading(folder, monkeypatch, l
     }
 
 
+def test_numbers_inside_obstacles_need_not_be_finite(tmp_path):
+    given = trajectory(0, frames=6)
+    given.obstacle_mask = np.zeros(given.grid, dtype=bool)
+    given.obstacle_mask[2:5, 3:] = True
+    for values in (given.fields["pressure"][1:3], given.fields["velocity"], given.constant_fields["speed_of_sound"]):
+        values[given.obstacle_mask if values.shape == GRID else (slice(None), given.obstacle_mask)] = np.nan
+    path = save_well(given, tmp_path / "0.hdf5")
+    assert check_source(path, read=True)[0] == []
+    given.constant_fields["speed_of_sound"][0, 0] = np.nan
+    given.fields["pressure"][4, 0, 1] = np.inf
+    save_well(given, path, overwrite=True)
+    assert {finding.problem for finding in check_source(path, read=True)[0]} == {
+        "field 'pressure': expected finite numbers, found 1 NaN or infinite in trajectory 0, frame 4",
+        "field 'speed_of_sound': expected finite numbers, found 1 NaN or infinite in trajectory 0",
+    }
+
+
 def test_stretches_that_cannot_be_read_are_found_by_reading(folder, monkeypatch):
     monkeypatch.setattr(stretches, "STRETCH_BYTES", 5000)
     path = folder / "data" / "train" / "0.hdf5"

@@ -88,6 +88,7 @@ def test_cells_inside_obstacles_are_zero_as_the_processor_makes_them(tmp_path, i
     given.obstacle_mask = np.zeros(given.grid, dtype=bool)
     given.obstacle_mask[2:5, 3:] = True
     given.fields["pressure"][:, given.obstacle_mask] = inside
+    given.constant_fields["speed_of_sound"][given.obstacle_mask] = inside
     (tmp_path / "a" / "data" / "train").mkdir(parents=True)
     save_well(given, tmp_path / "a" / "data" / "train" / "0.hdf5")
     batch = BatchReader([index_of(tmp_path / "a")]).read({"source": 0, "windows": [[0, 0, 3, 1], [0, 0, 4, 1]]})

@@ -218,6 +218,41 @@ def test_what_stands_inside_obstacles_counts_as_zero_for_a_scenario_whatever_it_
     )
 
 
+def test_what_is_not_finite_inside_obstacles_counts_as_zero(tmp_path):
+    one = positive(0, ("density",), ("speed_of_sound",))
+    mask = np.zeros((6, 5), dtype=bool)
+    mask[1, 2:4] = mask[3, 3] = True
+    one.fields["velocity"][:, mask] = np.nan
+    one.fields["density"][:, mask] = 7  # a number like any other, as long as no scenario reads it
+    one.constant_fields["speed_of_sound"][mask] = np.inf
+    path = save_well(dataclasses.replace(one, obstacle_mask=mask), tmp_path / "0.hdf5")
+    found = collect_statistics(build_manifest(path)).as_stats()
+    assert_statistics(found, "density", [one.fields["density"]])
+    assert_statistics(found, "velocity", [np.where(mask[..., None], 0, one.fields["velocity"])])
+    speed = np.where(mask, 0, one.constant_fields["speed_of_sound"]).astype(np.float64)
+    assert found["mean"]["speed_of_sound"] == pytest.approx(speed.mean())
+    with h5py.File(path, "r+") as file:
+        file["t0_fields/speed_of_sound"][0, 2] = np.inf
+    with pytest.raises(ValueError, match="constant field 'speed_of_sound': expected finite numbers, found 1"):
+        collect_statistics(build_manifest(path))
+
+
+def test_a_scenario_reads_constant_fields_inside_obstacles_where_they_can_be_used(tmp_path):
+    one = positive(0, ("pressure",), ("density", "speed_of_sound"))
+    mask = np.zeros((6, 5), dtype=bool)
+    mask[2, 2], mask[3, 3] = True, True
+    one.constant_fields["speed_of_sound"][2, 2] = np.nan
+    path = save_well(dataclasses.replace(one, obstacle_mask=mask), tmp_path / "0.hdf5")
+    read = one.constant_fields["speed_of_sound"].astype(np.float64)
+    read[2, 2] = 0
+    found = collect_statistics(build_manifest(path), SCENARIOS["acoustic_scattering_maze"]).as_stats()
+    assert found["mean"]["speed_of_sound"] == pytest.approx(read.mean())
+    logs = dataclasses.replace(SCENARIOS["acoustic_scattering_maze"], log_fields=("speed_of_sound",))
+    logarithms = np.log10(np.where(np.isnan(one.constant_fields["speed_of_sound"]), 1, read))
+    found = collect_statistics(build_manifest(path), logs).as_stats()
+    assert found["mean"]["speed_of_sound"] == pytest.approx(logarithms.mean())
+
+
 def test_a_logarithm_of_what_is_not_positive_names_file_and_frames(small, tmp_path):
     one = positive(0, ("density", "pressure", "temperature"), grid=(4, 3, 5))
     one.fields["density"][2, 1, 1, 1] = 0

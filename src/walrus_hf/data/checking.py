@@ -263,11 +263,14 @@ def check_numbers(manifest: Manifest, progress: bool = False, storage_options: d
 
 
 def _bad_arrays(stretch: Stretch, part: Part) -> Iterator[tuple[str, str, int]]:
-    """Field, place and count of the numbers that are not finite, for each frame and constant field with such."""
-    where = f"trajectory {stretch.trajectory}"
-    found = [(name, where, values) for name, values in part.constants.items()]
+    """Field, place and count of the numbers that are not finite, for each frame and constant field with such.
+
+    Inside obstacles they may stand, where nobody reads them.
+    """
+    where, free = f"trajectory {stretch.trajectory}", ... if part.obstacle is None else ~part.obstacle
+    found = [(name, where, values[free]) for name, values in part.constants.items()]
     for name, values in part.fields.items():
-        found += [(name, f"{where}, frame {stretch.first + t}", frame) for t, frame in enumerate(values)]
+        found += [(name, f"{where}, frame {stretch.first + t}", frame[free]) for t, frame in enumerate(values)]
     for name, place, values in found:
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             yield name, place, values.size - int(np.count_nonzero(np.isfinite(values)))

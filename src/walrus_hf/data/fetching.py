@@ -240,7 +240,9 @@ class PartFetch:
         try:
             count = len(arrays[next(iter(index.template.fields))])
             frames = stack_channels(index.channels, arrays, (count, *grid), mask)
-            constants = stack_channels(index.constants, arrays, (1, *grid))[0] if index.constants else None
+            constants = None
+            if index.constants:
+                constants = stack_channels(index.constants, arrays, (1, *grid), mask, constant=True)[0]
         except ValueError as error:
             raise DamagedFileError(f"{self._where()}: {one_line(error)}") from error
         return Loaded(frames, constants, None if mask is None else torch.from_numpy(mask.reshape(lifted)))

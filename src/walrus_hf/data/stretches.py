@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..fields import fill_obstacles
+from ..fields import fill_obstacles, fill_unusable
 from .fetching import read_arrays
 from .manifest import FileManifest, Manifest
 from .remote import RangeFile
@@ -131,7 +131,8 @@ def collect_statistics(
 
     Args:
         scenario: take the fields as the model reads them: logarithms, fields of zeros, zeros inside obstacles. None
-            takes them as they are. Names are the data's own either way.
+            takes them as they are, but for zeros in place of what is not finite inside obstacles. Names are the data's
+            own either way.
         shard: (i, n) takes trajectories i, i + n, i + 2n, ...
         progress: show a bar on a terminal.
 
@@ -150,7 +151,7 @@ def collect_statistics(
     for stretch, future in read_stretches(manifest, shard, progress, storage_options):
         part = future.result()
         try:
-            part = part if scenario is None else as_read(part, scenario)
+            part = as_stored(part) if scenario is None else as_read(part, scenario)
             if part.fields:
                 statistics.add_trajectory_part(part.fields, follows=stretch.first > 0)
             statistics.add_constant_fields(part.constants)
@@ -159,15 +160,32 @@ def collect_statistics(
     return statistics
 
 
+def as_stored(part: Part) -> Part:
+    """The fields as they are, with zeros in place of what is not finite inside obstacles."""
+
+    fields = {name: _usable(values, part.obstacle, lead=1) for name, values in part.fields.items()}
+    constants = {name: _usable(values, part.obstacle) for name, values in part.constants.items()}
+    return dataclasses.replace(part, fields=fields, constants=constants)
+
+
+def _usable(values: np.ndarray, obstacle: np.ndarray | None, lead: int = 0, log: bool = False) -> np.ndarray:
+    """`lead` axes stand before the grid."""
+    if obstacle is None:
+        return values
+    return fill_unusable(values, obstacle, log, components=values.ndim - lead - obstacle.ndim)
+
+
 def as_read(part: Part, scenario: Scenario) -> Part:
     """The fields as the model reads them in that scenario, under their own names."""
 
-    def read(name: str, values: np.ndarray, obstacle: np.ndarray | None = None) -> np.ndarray:
+    def read(name: str, values: np.ndarray, constant: bool = False) -> np.ndarray:
         if name in scenario.zero_fields:
             return np.zeros_like(values)
         log = name in scenario.log_fields
-        if obstacle is not None:
-            values = fill_obstacles(values, obstacle, 1 if log else 0, values.ndim - 1 - obstacle.ndim)
+        if constant:
+            values = _usable(values, part.obstacle, log=log)
+        elif part.obstacle is not None:
+            values = fill_obstacles(values, part.obstacle, 1 if log else 0, values.ndim - 1 - part.obstacle.ndim)
         if log:
             smallest = values.min()
             if not smallest > 0:
@@ -175,5 +193,6 @@ def as_read(part: Part, scenario: Scenario) -> Part:
             values = np.log10(values)
         return values
 
-    fields = {name: read(name, values, part.obstacle) for name, values in part.fields.items()}
-    return dataclasses.replace(part, fields=fields, constants={n: read(n, v) for n, v in part.constants.items()})
+    fields = {name: read(name, values) for name, values in part.fields.items()}
+    constants = {name: read(name, values, constant=True) for name, values in part.constants.items()}
+    return dataclasses.replace(part, fields=fields, constants=constants)

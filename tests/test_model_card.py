@@ -103,6 +103,12 @@ def test_an_evaluation_replaces_what_the_card_said_before_and_nothing_else():
     assert before[2].partition("## Training data")[2] == after[2].partition("## Training data")[2]
 
 
+def test_the_distance_of_the_frames_is_told_where_it_is_not_one():
+    results = small_results({"name": "mine", "dtype": "float32"})
+    results["protocol"]["frame_stride"] = 4
+    assert "protocol `walrus`: forecasts of frames 4 apart, jitter on, seed 0" in pushed(results=results).text
+
+
 def test_only_data_of_the_hub_count_as_data_of_the_hub():
     results = small_results({"name": "mine", "dtype": "float32"})
     assert {entry.dataset_type for entry in evaluation_entries(results)} == {"polymathic-ai/shear_flow", "mine"}

@@ -157,11 +157,13 @@ def evaluation_text(results: Mapping[str, Any]) -> str:
             grid, split = "x".join(map(str, scenario["grid"])), scenario.get("split") or "-"
             start = "-" if scenario["start"] is None else scenario["start"]
             rows.append([name, split, grid, scenario["trajectories"], start, who, *cells])
+    stride = protocol.get("frame_stride", 1)  # older results do not state it
+    apart = f" of frames {stride} apart" if stride > 1 else ""
     members = f", means of ensembles of {protocol['ensemble_size']}" if protocol["ensemble_size"] > 1 else ""
     told = (
         f"Measured with `walrus-hf evaluate` (walrus_hf {results['versions']['walrus_hf']}, {results['device']}, "
         f"{results['model']['dtype']}) by the protocol `{protocol['name']}`: "
-        f"forecasts{members}, jitter {'on' if protocol['jitter'] else 'off'}, seed {protocol['seed']}.\n\n"
+        f"forecasts{apart}{members}, jitter {'on' if protocol['jitter'] else 'off'}, seed {protocol['seed']}.\n\n"
         f"Median VRMSE over trajectories, mean of fields, by lead time in steps; in brackets the interval of "
         f"{100 * protocol['bootstrap']['level']:g} %. 1 is as good as the spatial mean; below `persistence` is skill."
     )

@@ -78,15 +78,16 @@ def small_changes(
     return found
 
 
-def other_stride(processor: WalrusProcessor) -> str | None:
-    """What to know before the model is given consecutive frames, where it was fine-tuned on others; else None."""
+def other_stride(processor: WalrusProcessor, given: int = 1) -> str | None:
+    """What to know before the model is given frames so far apart, where it was fine-tuned on others; else None."""
     stride = processor.trained_stride
-    if stride == 1:
+    if stride in (1, given):
         return None
+    found = "consecutive ones" if given == 1 else f"some {given} apart"
     return (
-        f"the model was fine-tuned on frames {stride} apart and is given consecutive ones: unless those are as far "
+        f"the model was fine-tuned on frames {stride} apart and is given {found}: unless those are as far "
         f"apart in time, it has not learnt this; give it one frame in {stride} (frame_stride={stride} of predict, "
-        f"--frame-stride {stride} of walrus-hf forecast)"
+        f"--frame-stride {stride} of walrus-hf forecast and walrus-hf evaluate)"
     )
 
 

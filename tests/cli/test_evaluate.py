@@ -44,6 +44,14 @@ def test_the_table_is_that_of_the_forecasts_and_needs_no_folder(run, evaluate, f
     assert f" {np.median(still):.4f} " in row
 
 
+def test_frames_further_apart_are_asked_for_by_their_stride(run, evaluate, tmp_path):
+    output = tmp_path / "results"
+    done = run(*evaluate[:-6], "--from", "3", "--window", "1", "--frame-stride", "2", "--output", output)
+    assert done.code == 0, done.err
+    content = json.loads((output / "results.json").read_text())
+    assert content["protocol"]["frame_stride"] == content["scenarios"]["simulation"]["transforms"]["time_stride"] == 2
+
+
 def test_the_folder_holds_table_json_and_parquet(run, evaluate, model, tmp_path):
     output = tmp_path / "results"
     result = run(*evaluate, "--output", output, "--baseline", "linear_extrapolation", "--keep", "1")

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from walrus_hf import WalrusPipeline, load_well, save_well
-from walrus_hf.evaluation import Protocol, evaluate
+from walrus_hf.evaluation import Protocol, compare, evaluate
 from walrus_hf.evaluation import evaluator as module
 from walrus_hf.evaluation import folder as folder_module
 from walrus_hf.evaluation.baselines import DynamicModeDecomposition
 from walrus_hf.evaluation.evaluator import read_ahead
 from walrus_hf.evaluation.sources import EvaluatedScenario
-from walrus_hf.metrics import nrmse, persistence, score
+from walrus_hf.metrics import every_frame, nrmse, persistence, score
 from walrus_hf.modeling_walrus import WalrusForPrediction
 
 from ..data.http_server import RangeServer
@@ -264,6 +264,8 @@ def test_a_part_of_another_evaluation_is_not_continued(pipe, runs, tmp_path, cou
     other = dataclasses.replace(QUICK, seed=1)
     with pytest.raises(FileExistsError, match=r"another evaluation \(protocol.seed: 0, now 1\).*--overwrite"):
         run(pipe, runs, tmp_path / "out", other)
+    with pytest.raises(FileExistsError, match=r"another evaluation \(protocol.frame_stride: 1, now 2\)"):
+        run(pipe, runs, tmp_path / "out", dataclasses.replace(QUICK, frame_stride=2))
     model = WalrusPipeline(small_model(field2id=None))
     with pytest.raises(FileExistsError, match="another evaluation"):
         run(model, runs, tmp_path / "out")
@@ -663,6 +665,31 @@ def test_correlation_times_are_of_the_trajectories_whose_truth_varies(pipe, tmp_
     table = (tmp_path / "out" / "table.md").read_text()
     lines = [line.split("|") for line in table.splitlines() if line.startswith("| density |")]
     assert [cells[5].strip() for cells in lines if len(cells) == 8] == ["-"] * 3
+
+
+def test_with_a_frame_stride_an_evaluation_is_that_of_every_so_many_frames(pipe, tmp_path):
+    whole = [noise(frames=25, seed=i) for i in range(2)]
+    thinned = [every_frame(one, 2) for one in whole]  # 13 frames
+    run(pipe, save_well(thinned, tmp_path / "thinned.hdf5"), tmp_path / "expected")
+    protocol = dataclasses.replace(QUICK, frame_stride=2)
+    results = run(pipe, save_well(whole, tmp_path / "whole.hdf5"), tmp_path / "out", protocol)
+    assert (results["scenarios"]["whole"]["frames"], results["scenarios"]["whole"]["steps"]) == ([13, 13], 6)
+    assert results["scenarios"]["whole"]["dt"] == thinned[0].dt
+    expected, found = (table_of(tmp_path / name).drop(columns=["scenario", "source"]) for name in ("expected", "out"))
+    pandas.testing.assert_frame_equal(found, expected)
+    with pytest.raises(ValueError, match="expected two evaluations by the same protocol, found frame_stride 1 and 2"):
+        compare(tmp_path / "expected", tmp_path / "out")
+
+
+def test_a_model_of_another_frame_stride_is_noted(pipe, runs, monkeypatch):
+    monkeypatch.setattr(pipe.processor, "trained_stride", 2)
+    notes = {
+        stride: " ".join(run(pipe, runs, protocol=Protocol(frame_stride=stride))["scenarios"]["runs"]["notes"])
+        for stride in (1, 2, 3)
+    }
+    assert "fine-tuned on frames 2 apart and is given consecutive ones" in notes[1]
+    assert "fine-tuned on frames" not in notes[2]
+    assert "fine-tuned on frames 2 apart and is given some 3 apart" in notes[3]
 
 
 def test_grids_whose_cells_differ_in_size_have_no_totals_and_no_divergence(pipe, tmp_path):

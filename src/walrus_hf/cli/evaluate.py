@@ -45,6 +45,9 @@ def evaluate(
         int | None,
         typer.Option("--steps", "-n", min=1, help="Frames to forecast; default: to the end of the last window."),
     ] = None,
+    frame_stride: Annotated[
+        int, typer.Option(min=1, help="Read every so many frames; --from, --steps and lead times count those.")
+    ] = 1,
     window: Annotated[
         list[str] | None,
         typer.Option(help="Lead times to average over, such as 1 or 11:30. Repeatable. Default: the paper's."),
@@ -82,7 +85,7 @@ def evaluate(
     settings = Protocol(
         start=first, steps=steps, windows=parse_windows(window) if window else WINDOWS, split=split,
         max_trajectories=trajectories, seed=seed, ensemble_size=ensemble, jitter=jitter,
-        tokens_per_axis=tokens_per_axis,
+        tokens_per_axis=tokens_per_axis, frame_stride=frame_stride,
     )  # fmt: skip
     baselines = {}
     for given in baseline or ():

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas
 
 # What two evaluations must have in common. The rest of a protocol says how the model was run, and may be compared.
-MEASURED = ("name", "split", "start", "steps", "windows", "metric", "eps", "masks")
+MEASURED = ("name", "split", "start", "steps", "frame_stride", "windows", "metric", "eps", "masks")
 RUN = ("seed", "ensemble_size", "jitter", "tokens_per_axis")
 
 
@@ -88,6 +88,7 @@ def _folder(path: str | os.PathLike) -> Path:
 
 
 def _refuse_others(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    one, other = ({"frame_stride": 1, **stated} for stated in (one, other))  # older results do not state it
     for name in MEASURED:
         if one.get(name) != other.get(name):
             raise ValueError(

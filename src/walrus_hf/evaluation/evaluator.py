@@ -139,7 +139,9 @@ def _kind(baseline: Forecaster) -> str:
 def _summary(scenario: EvaluatedScenario, folder: EvaluationFolder, protocol: Protocol) -> dict[str, Any]:
     facts = {**scenario.describe(), "notes": scenario.notes}
     found = scenario_results(facts, folder.records(scenario.name), protocol)
-    published = [] if scenario.scenario is None else published_for(scenario.scenario.name)
+    published = []
+    if scenario.scenario is not None and protocol.frame_stride == 1:
+        published = published_for(scenario.scenario.name)
     if any(entry["window"] in protocol.windows for entry in published):
         found["notes"] = [*found["notes"], PUBLISHED_NOTE]
     return {**found, "published": published}
@@ -163,8 +165,9 @@ class _Run:
         """Forecast what is not finished yet."""
         protocol = self.protocol
         walrus = WalrusForecaster(
-            self.pipe, data.scenario, protocol.ensemble_size, protocol.jitter, protocol.tokens_per_axis
-        )
+            self.pipe, data.scenario, protocol.ensemble_size, protocol.jitter, protocol.tokens_per_axis,
+            protocol.frame_stride,
+        )  # fmt: skip
         done = self.folder.done(data.name)
         bar.update(len(done))
         batches = list(data.batches(batch_size, done))

@@ -54,6 +54,7 @@ class WalrusForecaster:
         pipe: model and processor.
         scenario: whose names, logarithms and zero fields are taken; None takes the processor as it is.
         ensemble_size, jitter, tokens_per_axis: as in `WalrusPipeline.predict`.
+        frame_stride: distance of the frames that it is given.
 
     Attributes:
         notes: what the scenario's data had that the model cannot take, in words.
@@ -66,13 +67,14 @@ class WalrusForecaster:
         ensemble_size: int = 1,
         jitter: bool | None = None,
         tokens_per_axis: int | None = None,
+        frame_stride: int = 1,
     ) -> None:
         self.model = pipe.model
         self.processor = pipe.processor if scenario is None else scenario_processor(pipe.processor, scenario)
         self.zero_fields = () if scenario is None else scenario.zero_fields
         self.ensemble_size = ensemble_size
         self.jitter, self.tokens_per_axis = self.processor.jitter if jitter is None else jitter, tokens_per_axis
-        line = other_stride(self.processor)
+        line = other_stride(self.processor, frame_stride)
         self.notes = [] if line is None else [line]
 
     def readable(self, context: Trajectory) -> Trajectory:

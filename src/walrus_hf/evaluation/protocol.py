@@ -33,6 +33,8 @@ class Protocol:
         steps: frames to forecast; None: as many as follow, at most to the end of the last window.
         windows: name -> first and last lead time, counted from 1, both included; or the pairs alone, as
             `WalrusPipeline.evaluate` takes them.
+        frame_stride: every so many frames are read and forecast, beginning with the first; start, steps, windows and
+            lead times count those.
         split: of sources that have splits.
         max_trajectories: the first so many of each scenario; None: all.
         seed: of the jitter (`SEEDS`).
@@ -57,6 +59,7 @@ class Protocol:
     resamples: int = 1000
     level: float = 0.95
     bootstrap_seed: int = 0
+    frame_stride: int = 1
     name: str = "walrus"
 
     def __post_init__(self) -> None:
@@ -68,7 +71,7 @@ class Protocol:
             )
         counts = {
             "steps": self.steps, "max_trajectories": self.max_trajectories, "ensemble_size": self.ensemble_size,
-            "resamples": self.resamples,
+            "resamples": self.resamples, "frame_stride": self.frame_stride,
         }  # fmt: skip
         for name, count in counts.items():
             if count is not None and count < 1:

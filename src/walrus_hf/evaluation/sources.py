@@ -59,7 +59,7 @@ class EvaluatedScenario:
         self.name, self.source, self.manifest, self.scenario = name, source, manifest, scenario
         self.split = _split_of(manifest, source, protocol.split)
         self.notes: list[str] = []
-        self.stride = 1 if scenario is None else scenario.time_stride
+        self.stride = protocol.frame_stride * (1 if scenario is None else scenario.time_stride)
         found = [(file, row) for file, entry in enumerate(manifest.files) for row in range(entry.trajectories)]
         self.trajectories = []
         self.frames = [-(-manifest.files[file].frames // self.stride) for file, _ in found][: protocol.max_trajectories]

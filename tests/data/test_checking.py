@@ -269,6 +269,16 @@ def test_numbers_that_are_not_finite_are_found_by_reading(folder, monkeypatch, l
     }
 
 
+def test_cells_that_differ_in_size_are_a_note_when_a_file_is_read(tmp_path):
+    given = trajectory(0, frames=3)
+    given.coordinates = {"x": np.arange(10.0), "y": np.arange(12.0) ** 2}
+    path = save_well(given, tmp_path / "0.hdf5")
+    assert check_source(path)[0] == []
+    (found,) = check_source(path, read=True)[0]
+    assert (found.file, found.severity) == (str(path), "note")
+    assert found.problem.startswith("expected cells of one width along 'y', found 1 to 21; models take")
+
+
 def test_numbers_inside_obstacles_need_not_be_finite(tmp_path):
     given = trajectory(0, frames=6)
     given.obstacle_mask = np.zeros(given.grid, dtype=bool)

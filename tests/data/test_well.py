@@ -255,7 +255,7 @@ def test_several_trajectories_keep_their_own_values_names_times_and_masks(tmp_pa
             dt=0.1 * (seed + 1),
             name=[None, "second", "third_2"][seed],
             obstacle_mask=rng.random((6, 9)) > 0.5,
-            coordinates={"y": rng.normal(size=9)},
+            coordinates={"y": np.linspace(seed, 5, 9)},
             ensemble={"pressure": rng.normal(size=(3, FRAMES, 6, 9)).astype(np.float32)},
         )
         for seed in range(3)
@@ -263,6 +263,28 @@ def test_several_trajectories_keep_their_own_values_names_times_and_masks(tmp_pa
     save_well(batch, tmp_path / "a.hdf5")
     for number, trajectory in enumerate(batch):
         assert_equal(load_well(tmp_path / "a.hdf5", number), trajectory)
+
+
+@pytest.mark.parametrize(
+    ("positions", "uneven"),
+    [
+        (np.linspace(3, -1, 9), False),
+        (1e4 + np.linspace(0, 1, 9, dtype=np.float32) * np.float32(0.5), False),  # widths are rounded to 1 in 64
+        (1.02 ** np.arange(9), True),
+        (-np.cos(np.pi * np.arange(9) / 8), True),
+    ],
+)
+@pytest.mark.parametrize("grid_type", ["cartesian", "spherical"])
+def test_cells_that_differ_in_size_are_warned_of_once_a_file(tmp_path, positions, uneven, grid_type):
+    batch = [make(seed=seed, coordinates={"y": positions}, grid_type=grid_type) for seed in range(2)]
+    path = save_well(batch, tmp_path / "a.hdf5")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for number in range(2):
+            load_well(path, number)
+    found = [str(warning.message) for warning in caught]
+    assert len(found) == (1 if uneven and grid_type == "cartesian" else 0)
+    assert all(text.startswith(f"{path}: expected cells of one width along 'y', found ") for text in found)
 
 
 def test_other_readers_pass_over_members_and_obstacles_are_a_constant_for_them(tmp_path):

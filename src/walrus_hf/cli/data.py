@@ -313,7 +313,7 @@ def check(
         Literal["train", "valid", "test"] | None, typer.Option(help="Only this part of a data set; default: all.")
     ] = None,
     read: Annotated[
-        bool, typer.Option("--read", help="Read every frame, and look for NaN, infinite and unreadable numbers.")
+        bool, typer.Option("--read", help="Read every frame: NaN, infinite and unreadable numbers, unequal cells.")
     ] = False,
     base_path: BasePath = None,
 ) -> None:

@@ -15,12 +15,12 @@ import numpy as np
 
 from ..fields import BoundaryCondition
 from .manifest import FileManifest, Manifest
-from .remote import ChangedFileError, join_inside, local_path, open_range_file
+from .remote import BufferedRangeFile, ChangedFileError, join_inside, local_path, open_range_file
 from .scenarios import Scenario
 from .source_files import index_files, list_folder, locate_source
 from .stretches import Part, Stretch, read_stretches
-from .well import OBSTACLE_MASK
-from .well_opening import one_line
+from .well import OBSTACLE_MASK, uneven_cells
+from .well_opening import one_line, open_well_file
 
 RANKS = ("", " (vector)", " (tensor)")
 
@@ -57,7 +57,8 @@ def check_source(
         source: name of a scenario, file, folder, manifest or URL.
         split: `"train"`, `"valid"` or `"test"`; None checks all three, and for a scenario counts its trajectories.
         base_path: folder or URL that holds the scenarios as `<name>/data/<split>`, instead of the Hub.
-        read: read every frame, and look for NaN and infinite numbers and for what cannot be read.
+        read: read every frame, and look for NaN and infinite numbers and for what cannot be read; also for cells that
+            differ in size.
         progress: show bars on a terminal.
 
     Raises:
@@ -90,6 +91,7 @@ def check_source(
     if place.home is not None and manifests:
         findings += _check_stats_file(place.home, storage_options)
     for manifest in manifests if read else ():
+        findings += _check_cells(manifest, storage_options)
         findings += check_numbers(manifest, progress, storage_options)
         if findings and findings[-1].severity == "unreachable":
             break
@@ -166,6 +168,24 @@ def _check_count(manifests: list[Manifest], scenario: Scenario, where: str) -> l
     if found > scenario.trajectories:
         return [Finding(where, text, "note")]
     return [Finding(where, f"{text}; are there more files at the source?")]
+
+
+def _check_cells(manifest: Manifest, storage_options: dict | None) -> list[Finding]:
+    """Notes on cells that differ in size: published data have such, and models learn from them as they are."""
+    findings = []
+    for n, entry in enumerate(manifest.files):
+        if entry.format == "flowbench":
+            continue
+        url = manifest.url(n)
+        try:
+            with (
+                BufferedRangeFile(open_range_file(url, storage_options=storage_options)) as opened,
+                open_well_file(url, opened) as file,
+            ):
+                findings += [Finding(url, problem, "note") for problem in uneven_cells(file)]
+        except (ValueError, OSError):
+            pass  # reading the numbers will tell
+    return findings
 
 
 def _check_stats_file(home: str, storage_options: dict | None) -> list[Finding]:

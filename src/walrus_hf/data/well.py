@@ -103,6 +103,8 @@ def load_well(path: str | os.PathLike, trajectory: int = 0, start: int = 0, fram
             obstacles = values.pop(OBSTACLE_MASK) != 0
         varying = {field.name for field in found if field.time_varying}
         time, dt = _time_and_step(file, trajectory, start, stop)
+        for problem in uneven_cells(file, trajectory):
+            warnings.warn(f"{os.fspath(path)}: {problem}", stacklevel=2)  # Python shows the same line once
         return Trajectory(
             fields={name: array for name, array in values.items() if name in varying},
             constant_fields={name: array for name, array in values.items() if name not in varying},
@@ -278,6 +280,23 @@ def _coordinates(file: Any, trajectory: int) -> dict[str, np.ndarray]:
         if not flag_of(dataset, "cell_numbers", default=False):  # save_well had none to write
             coordinates[axis] = _read(dataset)[trajectory] if dataset.ndim == 2 else _read(dataset)
     return coordinates
+
+
+def uneven_cells(file: Any, trajectory: int = 0) -> list[str]:
+    """In words, the axes of a Cartesian grid whose cells differ in size; of other grids that is known."""
+    if text_of(file.attrs.get("grid_type", "cartesian")) != "cartesian":
+        return []
+    found = []
+    for axis, positions in _coordinates(file, trajectory).items():
+        widths = np.abs(np.diff(np.asarray(positions, dtype=np.float64)))
+        # What the precision of the positions leaves open is no difference.
+        rounding = 4 * np.finfo(np.float32).eps * np.abs(positions).max()
+        if len(widths) > 1 and np.ptp(widths) > 0.01 * widths.mean() + rounding:
+            found.append(
+                f"expected cells of one width along {axis!r}, found {widths.min():.3g} to {widths.max():.3g}; models "
+                "take cells for equal: interpolate the fields to equal cells"
+            )
+    return found
 
 
 def boundary_conditions(file: Any, trajectory: int) -> dict[str, tuple[BoundaryCondition, BoundaryCondition]]:

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from .adapter_files import first_line
+from .adapter_files import RECORD_FILE, first_line
 from .checkpoints import is_on_hub, is_packaged
 from .configuration_walrus import WalrusConfig
 from .model_card import RESULTS_FORMAT, adapter_card, checkpoint_card, pushed_card
@@ -395,7 +395,7 @@ def _new_adapter_card(folder: Path, base: str, weights: str) -> str:
     settings = _read_json(folder / "adapter_config.json")
     rank = f" of rank {settings['r']}" if "r" in settings else ""
     kind = f"A {settings.get('peft_type', 'PEFT')} adapter{rank}"
-    return adapter_card(base, kind, provenance=weights)
+    return adapter_card(base, kind, provenance=weights, recorded=(folder / RECORD_FILE).is_file())
 
 
 def read_results(path: Path) -> dict[str, Any]:

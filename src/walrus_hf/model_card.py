@@ -24,6 +24,7 @@ RESULTS_FORMAT = "walrus_hf.evaluation/1"
 NOT_MEASURED = "Not measured. `walrus-hf evaluate` measures, and `walrus-hf push --results` writes it here."
 # What a push says of the weights. The hash of a converted file stands in a line of another form, and is kept.
 HASH = re.compile(r"^(?:Weights|`adapter_model\.safetensors`): SHA-256 `[0-9a-f]+`.*$", re.MULTILINE)
+UNCHECKED_BASE = "It holds no record of that base, so that another one of the same shapes is not refused."
 UNKNOWN_TRAINING = "Not told by whoever saved this checkpoint."
 
 
@@ -81,13 +82,16 @@ def adapter_card(
     training: str = UNKNOWN_TRAINING,
     evaluation: str = NOT_MEASURED,
     model: str = FOLDER,
+    recorded: bool = True,
 ) -> str:
     """The card of an adapter that `fit` did not make; its base says what it reads.
 
     Args:
         base: name of the base model on the Hub, or of a checkpoint in the package.
         kind: such as "A LORA adapter of rank 8".
+        recorded: whether its folder holds a record of its base (`AdapterRecord`); what PEFT saves by itself does not.
     """
+    checked = "Any other base is refused." if recorded else UNCHECKED_BASE
     on_hub = is_on_hub(base)
     link = f"[{base}](https://huggingface.co/{base})" if on_hub else f"{base}, which comes with the package,"
     data = ModelCardData(
@@ -96,7 +100,7 @@ def adapter_card(
     return (
         f"---\n{data.to_yaml()}\n---\n\n# Walrus, an adapter\n\n"
         f"{kind} of {link} for `walrus_hf`. Fields, boundary conditions, grids, time "
-        "steps, history and cost are those of the base, whose card tells them. Any other base is refused.\n\n"
+        f"steps, history and cost are those of the base, whose card tells them. {checked}\n\n"
         "## Use\n\n```python\nfrom walrus_hf import WalrusPipeline, load_well, save_well\n\n"
         f'pipe = WalrusPipeline.from_pretrained("{model}")  # finds its base by itself\n'
         'given = load_well("simulation.hdf5", frames=6)\n'

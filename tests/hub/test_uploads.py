@@ -132,6 +132,25 @@ def test_an_adapter_is_uploaded_with_the_name_that_its_base_has_on_the_hub(folde
     assert "- Base: `lab/base`." in prepare_upload(folder / "adapter", "lab/adapter", base_model="lab/base").card
 
 
+def test_the_card_of_an_adapter_says_whether_another_base_is_refused(saved, tmp_path):
+    assert "Any other base is refused." in prepare_upload(saved / "adapter", "lab/a", base_model="lab/base").card
+    adapted = get_peft_model(small_model(rope_learnable="shared"), LoraConfig(r=2, target_modules=["q_proj"]))
+    adapted.save_pretrained(tmp_path / "own")
+    card = prepare_upload(tmp_path / "own", "lab/a", base_model="lab/base").card
+    assert "no record of that base" in card
+    assert "Any other base is refused" not in card
+    # And so it is: other weights of the same shapes are taken for the first, not for the second.
+    WalrusPipeline(small_model(rope_learnable="shared", seed=1)).save_pretrained(tmp_path / "other")
+    shutil.copytree(saved / "adapter", tmp_path / "recorded")
+    for folder in (tmp_path / "own", tmp_path / "recorded"):
+        settings = json.loads((folder / "adapter_config.json").read_text())
+        settings["base_model_name_or_path"] = str(tmp_path / "other")
+        (folder / "adapter_config.json").write_text(json.dumps(settings))
+    WalrusPipeline.from_pretrained(tmp_path / "own")
+    with pytest.raises(ValueError, match="found another one"):
+        WalrusPipeline.from_pretrained(tmp_path / "recorded")
+
+
 @pytest.mark.parametrize(("kind", "base_model"), [("whole", None), ("whole", "lab/base"), ("adapter", "lab/base")])
 def test_what_fit_wrote_is_uploaded_without_paths_of_this_machine(folder, kind, base_model):
     settings = {"method": "head", "normalization": "/runs/stats.yaml", "field_names": {"rho": "density"}}

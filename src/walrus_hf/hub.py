@@ -316,9 +316,9 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def count_parameters(folder: Path) -> int:
-    """Numbers in the safetensors of a checkpoint, from their headers."""
-    total = 0
-    for file in _shards(folder):
+    """Numbers in the safetensors of a checkpoint or adapter, from their headers."""
+    adapter, total = (folder / "adapter_config.json").is_file(), 0
+    for file in [folder / "adapter_model.safetensors"] if adapter else _shards(folder):
         with _safetensors(file) as tensors:
             total += sum(torch.Size(tensors.get_slice(name).get_shape()).numel() for name in tensors.keys())  # noqa: SIM118
     return total

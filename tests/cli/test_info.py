@@ -1,10 +1,15 @@
 """`walrus-hf info` and the help texts."""
 
 import re
+import shutil
+from pathlib import Path
 
 import pytest
+from peft import LoraConfig, get_peft_model
 
-from walrus_hf import cli
+from walrus_hf import WalrusPipeline, cli
+from walrus_hf.adapter_files import AdapterRecord, fingerprint
+from walrus_hf.adapters import Extension
 
 COMMANDS = ("demo", "forecast", "evaluate", "info", "convert", "plan")
 
@@ -22,6 +27,34 @@ def test_info_of_a_checkpoint_shows_its_own_size(run, model):
     result = run("info", "--model", model)
     assert f"{model}: " in result.out
     assert "2 layers of width 32, 23 names" in result.out
+
+
+@pytest.mark.parametrize("kind", ["of PEFT", "of fit"])
+def test_info_of_an_adapter_names_its_kind_its_own_parameters_and_its_base(run, model, tmp_path, kind):
+    base = WalrusPipeline.from_pretrained(model)
+    extension = Extension(new_fields={"dye": None})
+    record = AdapterRecord(extension, fingerprint(base.model)) if kind == "of fit" else None
+    saved = extension.apply(base.model, separate=True) if record is not None else None
+    settings = LoraConfig(r=3, target_modules=["q_proj"], use_dora=True, modules_to_save=saved)
+    adapted = get_peft_model(base.model, settings)
+    WalrusPipeline(adapted, adapter_record=record).save_pretrained(tmp_path / "adapter")
+    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    whole = sum(p.numel() for p in WalrusPipeline.from_pretrained(model).model.parameters())
+    result = run("info", "--model", tmp_path / "adapter")
+    assert result.code == 0, result.err
+    fields = ", new fields dye; any other base than its own is refused" if record else "; no record of its base"
+    told = f"LORA adapter of rank 3 (DoRA), {trained:,} parameters of its own{fields}"
+    assert (
+        f"{tmp_path / 'adapter'}: {told}\n{model}, its base: {whole:,} parameters, 2 layers of width 32" in result.out
+    )
+
+
+def test_an_adapter_whose_base_is_gone_is_refused(refused, model, tmp_path):
+    LoraConfig(base_model_name_or_path=str(tmp_path / "gone")).save_pretrained(tmp_path / "adapter")
+    shutil.copy(Path(model, "model.safetensors"), tmp_path / "adapter" / "adapter_model.safetensors")
+    assert "gone: expected the folder of a checkpoint, found none" in refused("info", "--model", tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    assert "adapter_model.safetensors: expected safetensors" in refused("info", "--model", tmp_path / "adapter")
 
 
 def test_info_of_a_grid_shows_tokens_memory_and_time(run):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 from importlib import metadata
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -27,7 +28,7 @@ PACKAGES = (
 def info(
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="Folder of a checkpoint, walrus-nano, or a Hub repository. Default: 1.3B."),
+        typer.Option("--model", "-m", help="Checkpoint or adapter: folder, walrus-nano, or Hub. Default: 1.3B."),
     ] = None,
     grid: Annotated[str | None, typer.Option(help="Cells along each axis, e.g. 256x256 or 64x64x64.")] = None,
     boundaries: Annotated[
@@ -56,9 +57,8 @@ def info(
     import torch
 
     from ..adapters import DEFAULT_PRESET, preset_name
-    from ..checkpoints import locate
     from ..configuration_walrus import WalrusConfig
-    from ..loading import load_config, load_processor, processor_for, usable_device
+    from ..loading import processor_for, usable_device
     from ..modeling_walrus import WalrusForPrediction
 
     if finetune is not None and (finetune not in ("lora", "full", "head") or grid is None):
@@ -67,12 +67,10 @@ def info(
     if steps is not None and grid is None:
         raise ValueError(f"--steps: expected a --grid beside it, found {steps} alone")
     target = usable_device(device)
-    config = WalrusConfig()
+    config, adapter, own = WalrusConfig(), "", 0
     processor = processor_for(config)
     if model is not None:
-        name = locate(model)
-        config = load_config(str(name), revision or "main")
-        processor = load_processor(str(name), revision or "main")
+        config, processor, adapter, own = _described(model, revision)
     plan = None
     if grid is not None:
         cells = _parse_grid(grid)
@@ -81,16 +79,51 @@ def info(
     with torch.device("meta"):
         parameters = sum(p.numel() for p in WalrusForPrediction(config).parameters())
     typer.echo(
-        f"\n{model or 'Walrus 1.3B (no checkpoint given)'}: {parameters:,} parameters, "
+        f"\n{model or 'Walrus 1.3B (no checkpoint given)'}: {adapter}{parameters:,} parameters, "
         f"{config.num_hidden_layers} layers of width {config.hidden_size}, {config.vocab_size} names; "
         f"{4 * parameters / 2**30:.2f} GiB in float32, {2 * parameters / 2**30:.2f} GiB in bfloat16"
     )
     if plan is not None:
         typer.echo(f"\n{grid}: {plan}")
         frames = frames or processor.most_frames(cells)
-        _print_costs(config, plan, frames, channels, parameters, steps, target)
+        _print_costs(config, plan, frames, channels, parameters + own, steps, target)
         if finetune is not None:
             _print_finetuning(config, plan, frames, channels, finetune, preset, rank)
+
+
+def _described(model: str, revision: str | None) -> tuple[Any, Any, str, int]:
+    """Configuration and processor of a checkpoint, or of an adapter with its base, which is told in words and size."""
+    from ..adapter_files import adapter_config, adapter_folder
+    from ..checkpoints import locate
+    from ..hub import count_parameters
+    from ..loading import load_config, load_processor
+
+    name = locate(model)
+    folder = adapter_folder(name, revision)
+    if folder is None:
+        return load_config(name, revision or "main"), load_processor(name, revision or "main"), "", 0
+    adapter, own = adapter_config(folder), count_parameters(folder)
+    base, of_base = locate(adapter.base_model_name_or_path), adapter.revision or "main"
+    config = load_config(base, of_base)
+    with_processor = (folder / "preprocessor_config.json").is_file()
+    processor = load_processor(str(folder), "main") if with_processor else load_processor(base, of_base)
+    return config, processor, _adapter_text(folder, adapter, own), own
+
+
+def _adapter_text(folder: Path, adapter: Any, parameters: int) -> str:
+    """What an adapter is and adds, up to the words that describe its base."""
+    from ..adapter_files import read_record
+
+    record, rank = read_record(folder), getattr(adapter, "r", None)
+    variants = [name for name in ("DoRA", "rsLoRA") if getattr(adapter, f"use_{name.lower()}", False)]
+    kind = f"{adapter.peft_type.value} adapter{' of rank ' + str(rank) if rank else ''}"
+    fields = list(record.extension.new_fields) if record is not None else []
+    return (
+        f"{kind}{' (' + ', '.join(variants) + ')' if variants else ''}, {parameters:,} parameters of its own"
+        f"{', new fields ' + ', '.join(fields) if fields else ''}; "
+        f"{'any other base than its own is refused' if record is not None else 'no record of its base'}\n"
+        f"{adapter.base_model_name_or_path}, its base: "
+    )
 
 
 def _print_versions(device) -> None:

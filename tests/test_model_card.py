@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from walrus_hf import WalrusConfig
-from walrus_hf.model_card import checkpoint_card, converted_card, evaluation_entries, pushed_card
+from walrus_hf.model_card import checkpoint_card, converted_card, evaluation_entries, pushed_card, without_folders
 
 from .hub.results import small_results
 
@@ -114,6 +114,22 @@ def test_only_data_of_the_hub_count_as_data_of_the_hub():
     assert {entry.dataset_type for entry in evaluation_entries(results)} == {"polymathic-ai/shear_flow", "mine"}
     results["scenarios"]["shear_flow"]["source"] = "/home/somebody/shear_flow.hdf5"
     assert {entry.dataset_type for entry in evaluation_entries(results)} == {"shear_flow", "mine"}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("left out: /home/some-body/my.runs/a.hdf5: expected numbers", "left out: a.hdf5: expected numbers"),
+        ("~/secret/a.hdf5, or C:\\Users\\me\\b.hdf5", "a.hdf5, or b.hdf5"),
+        ("in '/data/my runs/train/a.hdf5'", "in 'my runs/train/a.hdf5'"),
+        ("secret/own/a.hdf5: damaged", "own/a.hdf5: damaged"),
+        ("https://here.org/lab/a.hdf5?token=1: gone", "a.hdf5: gone"),
+        ("https://huggingface.co/lab/data, lab/data, wall/open and 1/2", None),
+    ],
+)
+def test_notes_tell_of_paths_the_last_part_alone(text, told):
+    known = ["/data/my runs", "secret/own", "https://here.org/lab/a.hdf5?token=1"]
+    assert without_folders(text, known) == (told or text)
 
 
 def test_a_split_is_named_of_data_that_have_one_alone():

@@ -26,7 +26,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from .adapter_files import RECORD_FILE, first_line
 from .checkpoints import is_on_hub, is_packaged
 from .configuration_walrus import WalrusConfig
-from .model_card import RESULTS_FORMAT, adapter_card, checkpoint_card, pushed_card
+from .model_card import RESULTS_FORMAT, adapter_card, checkpoint_card, pushed_card, without_folders
 from .modeling_walrus import WalrusForPrediction
 
 PROCESSOR = "preprocessor_config.json"
@@ -134,7 +134,7 @@ def prepare_upload(
     if RESULTS in files:
         found = _read_json(folder / RESULTS)  # of `fit`, or of an evaluation in the same folder
         evaluated = found.get("format") == RESULTS_FORMAT
-        files[RESULTS] = _json_bytes(_without_paths(found, repo_id) if evaluated else _renamed(found, local))
+        files[RESULTS] = _json_bytes(_without_paths(found, repo_id) if evaluated else _retold(found, local))
     if adapter:
         base_model = base_model or _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
     weights = _hash_line(folder, digest)
@@ -434,24 +434,24 @@ def _local_names(folder: Path, base_model: str | None) -> dict[str, str]:
         _read_json(folder / name) if (folder / name).is_file() else {} for name in (RESULTS, "adapter_config.json")
     )
     bases = {str(base) for base in (adapter.get("base_model_name_or_path"), fitted.get("base")) if base}
-    names = {base: base_model or _public_name(base) for base in bases}
+    names = {base: base_model or public_name(base) for base in bases}
     settings = fitted.get("settings")
     statistics = settings.get("normalization") if isinstance(settings, dict) else None
     return names | ({statistics: Path(statistics).name} if isinstance(statistics, str) else {})
 
 
-def _public_name(base: str) -> str:
+def public_name(base: str) -> str:
     """A base's name on the Hub or in the package; of another folder the last part, which is no path."""
     return base if is_on_hub(base) or is_packaged(base) else Path(base).name
 
 
-def _renamed(content: Any, names: Mapping[str, str]) -> Any:
-    """JSON values with some texts replaced."""
+def _retold(content: Any, names: Mapping[str, str], known: Sequence[str] = ()) -> Any:
+    """JSON values whose texts are replaced by `names`, else told `without_folders`."""
     if isinstance(content, dict):
-        return {key: _renamed(value, names) for key, value in content.items()}
+        return {key: _retold(value, names, known) for key, value in content.items()}
     if isinstance(content, list):
-        return [_renamed(value, names) for value in content]
-    return names.get(content, content) if isinstance(content, str) else content
+        return [_retold(value, names, known) for value in content]
+    return names.get(content) or without_folders(content, known) if isinstance(content, str) else content
 
 
 def _without_paths(results: Mapping[str, Any], repo_id: str) -> dict[str, Any]:
@@ -461,7 +461,8 @@ def _without_paths(results: Mapping[str, Any], repo_id: str) -> dict[str, Any]:
         for name, scenario in results["scenarios"].items()
     }
     kept = {name: value for name, value in results.items() if name != "forecast_files"}
-    return kept | {"model": results["model"] | {"name": repo_id}, "scenarios": scenarios}
+    sources = [scenario["source"] for scenario in results["scenarios"].values()]
+    return _retold(kept | {"model": results["model"] | {"name": repo_id}, "scenarios": scenarios}, {}, sources)
 
 
 def _read_json(file: Path) -> dict[str, Any]:

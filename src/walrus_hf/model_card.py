@@ -24,6 +24,8 @@ RESULTS_FORMAT = "walrus_hf.evaluation/1"
 NOT_MEASURED = "Not measured. `walrus-hf evaluate` measures, and `walrus-hf push --results` writes it here."
 # What a push says of the weights. The hash of a converted file stands in a line of another form, and is kept.
 HASH = re.compile(r"^(?:Weights|`adapter_model\.safetensors`): SHA-256 `[0-9a-f]+`.*$", re.MULTILINE)
+# An absolute path and its last part; no address, no part of a name such as a/b.
+PATH = re.compile(r"(?<![\w.:/\\~-])(?:~|[A-Za-z]:)?[\\/](?:[^\s\\/`'\"(),;]+[\\/])+([^\s\\/`'\"(),;:]+)")
 UNCHECKED_BASE = "It holds no record of that base, so that another one of the same shapes is not refused."
 UNKNOWN_TRAINING = "Not told by whoever saved this checkpoint."
 
@@ -172,8 +174,25 @@ def evaluation_text(results: Mapping[str, Any]) -> str:
         f"{100 * protocol['bootstrap']['level']:g} %. 1 is as good as the spatial mean; below `persistence` is skill."
     )
     head = ["scenario", "split", "grid", "trajectories", "from frame", "forecast", *windows]
-    notes = [f"- {name}: {note}" for name, scenario in results["scenarios"].items() for note in scenario["notes"]]
+    notes = [
+        f"- {name}: {without_folders(note, [scenario['source']])}"
+        for name, scenario in results["scenarios"].items()
+        for note in scenario["notes"]
+    ]
     return "\n\n".join([told, markdown_table(head, rows), *(["\n".join(notes)] if notes else [])])
+
+
+def without_folders(text: str, known: Iterable[str] = ()) -> str:
+    """A text for others: of paths, which tell who worked where, the last part alone.
+
+    Args:
+        known: paths and addresses that may stand in it, also relative ones and those with spaces.
+    """
+    for path in sorted(known, key=len, reverse=True):
+        name = re.split(r"[\\/]", path.partition("?")[0].rstrip("\\/"))[-1]
+        if name:
+            text = re.sub(rf"(?<![\w.:/\\~-]){re.escape(path)}(?![\w-])", name, text)
+    return PATH.sub(r"\1", text)
 
 
 def _score(found: Mapping[str, Any] | None) -> str:

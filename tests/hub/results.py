@@ -27,7 +27,10 @@ def small_results(model: Mapping[str, Any]) -> dict[str, Any]:
         "source": "/home/somebody/secret/mine.hdf5", "split": None, "start": 9, "title": None, "grid": [16, 24],
         "trajectories": 3, "fields": ["a"],
         "forecasters": {"model": {"windows": {"1": {"a": scores(0.5)}, "1:20": {"a": scores(0.75)}}}},
-        "notes": ["start moved from frame 17 to 9 in 3 of 3 trajectories, which have 29 frames"],
+        "notes": [
+            "start moved from frame 17 to 9 in 3 of 3 trajectories, which have 29 frames",
+            "trajectory 3 was left out: /home/somebody/secret/mine.hdf5: expected numbers, found NaN",
+        ],
     }  # fmt: skip
     return {
         "format": "walrus_hf.evaluation/1",

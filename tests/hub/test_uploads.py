@@ -154,12 +154,13 @@ def test_the_card_of_an_adapter_says_whether_another_base_is_refused(saved, tmp_
 @pytest.mark.parametrize(("kind", "base_model"), [("whole", None), ("whole", "lab/base"), ("adapter", "lab/base")])
 def test_what_fit_wrote_is_uploaded_without_paths_of_this_machine(folder, kind, base_model):
     settings = {"method": "head", "normalization": "/runs/stats.yaml", "field_names": {"rho": "density"}}
+    settings["resumed"] = ["from /runs/somebody/first, again"]
     fitted = {"base": "/runs/base", "settings": settings, "validations": [{"step": 0, "vrmse": 0.5}]}
     (folder / kind / "results.json").write_text(json.dumps(fitted))
     (folder / kind / "README.md").write_text("# Mine\n\n- Base: `/runs/base`.\n- normalization `/runs/stats.yaml`\n")
     upload = prepare_upload(folder / kind, "lab/mine", base_model=base_model)
     name = base_model or "base"
-    shared = settings | {"normalization": "stats.yaml"}
+    shared = settings | {"normalization": "stats.yaml", "resumed": ["from first, again"]}
     assert json.loads(upload.files["results.json"]) == fitted | {"base": name, "settings": shared}
     assert f"- Base: `{name}`.\n- normalization `stats.yaml`" in upload.card
     texts = [content.decode() for content in upload.files.values() if isinstance(content, bytes)]
@@ -171,7 +172,8 @@ def test_an_evaluation_in_the_folder_itself_is_uploaded_without_paths_too(folder
     (folder / "whole" / "results.json").write_text(json.dumps(results))
     shared = prepare_upload(folder / "whole", "lab/mine").files["results.json"].decode()
     assert json.loads(shared)["model"]["name"] == "lab/mine"
-    assert "/home/somebody" not in shared
+    assert "somebody" not in shared
+    assert "was left out: mine.hdf5: expected numbers" in shared
 
 
 def test_an_adapter_of_a_packaged_checkpoint_names_it_and_links_to_nothing(folder, tmp_path, monkeypatch):

@@ -259,7 +259,8 @@ def test_training_goes_on_from_the_weights_of_another_run_with_its_processor(fol
     assert pipe.processor.field_names == {"p": "pressure"}
     assert pipe.processor.hold_scales
     card = (tmp_path / "more" / "model" / "README.md").read_text()
-    assert f"1 optimiser steps from the weights of `{tmp_path / 'first'}` on" in card
+    assert "1 optimiser steps from the weights of `first` on" in card
+    assert str(tmp_path) not in card
 
 
 @pytest.mark.parametrize(("share", "held"), [(0.0, False), (0.5, True)])

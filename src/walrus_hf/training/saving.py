@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from torch import nn
 
 from ..checkpoints import is_on_hub
-from ..hub import prepare_upload, push
+from ..hub import prepare_upload, public_name, push
 from ..model_card import markdown_table
 from ..modeling_walrus import WalrusForPrediction
 from ..pipeline_walrus import WalrusPipeline
@@ -100,7 +100,8 @@ def trained_card(
     card = ModelCard.from_template(
         data, template_str=CARD, title=f"Walrus, trained on {len(names)} scenarios", frames=arguments.frames,
         frames_3d=processor.context_frames_3d, steps=steps,
-        start=f" from the weights of `{start}`" if start else "", sources=", ".join(f"`{name}`" for name in names),
+        start=f" from the weights of `{public_name(start)}`" if start else "",
+        sources=", ".join(f"`{name}`" for name in names),
         mode=arguments.mode, seed=arguments.seed, rate=arguments.learning_rate, batch=arguments.batch_size, table=table,
     )  # fmt: skip
     return str(card)

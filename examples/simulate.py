@@ -4,7 +4,7 @@
     python examples/simulate.py runs/nano/data --recipe nano   # configs/nano.yaml: nineteen, half an hour, 5 GB
     python examples/simulate.py runs/simulated-tiny --tiny     # does it run?
 
-What is there already is left alone, so the same command goes on after a stop.
+What is there already is left alone, so the same command goes on after a stop; made with other parameters it is refused.
 """
 
 import argparse

@@ -11,7 +11,7 @@ import errno
 import io
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,10 @@ from .well_opening import one_line
 
 
 def save_well(
-    trajectories: Trajectory | Sequence[Trajectory], path: str | os.PathLike, overwrite: bool = False
+    trajectories: Trajectory | Sequence[Trajectory],
+    path: str | os.PathLike,
+    overwrite: bool = False,
+    attributes: Mapping[str, str] | None = None,
 ) -> Path:
     """Write one file in The Well's format; fields become float32, times and coordinates float64.
 
@@ -33,6 +36,7 @@ def save_well(
         trajectories: one, or several with the same frames, grid, fields and boundary conditions.
         path: the local file to write.
         overwrite: replace a file that is there. It stays as it is until the new one is complete.
+        attributes: texts to keep with the file, by names that the format has no use for.
 
     Returns:
         The path.
@@ -59,6 +63,7 @@ def save_well(
     with whole_file(target) as temporary, _PatientFile(temporary, "x+b") as disk:
         try:
             with h5py.File(disk, "w") as file:
+                file.attrs.update(attributes or {})
                 _write(file, batch)
         except RuntimeError as error:  # h5py raises it where closing fails
             raise OSError(errno.EIO, one_line(error)) from error

@@ -24,10 +24,12 @@ def seeds(monkeypatch):
     """Puts a simulation in the table that takes next to no time; its seeds in the order they were asked for."""
     asked = []
 
-    def noise(seed, frames=3, grid=GRID):
+    def noise(seed, frames=3, grid=GRID, scale=1.0):
         asked.append(seed)
-        values = np.random.default_rng(seed).normal(size=(frames, *grid)).astype(np.float32)
-        return Trajectory({"pressure": values}, {"x": "periodic", "y": "wall"}, name=f"noise_loud_{seed}")
+        values = scale * np.random.default_rng(seed).normal(size=(frames, *grid))
+        return Trajectory(
+            {"pressure": values.astype(np.float32)}, {"x": "periodic", "y": "wall"}, name=f"noise_loud_{seed}"
+        )
 
     monkeypatch.setitem(SIMULATIONS, "noise", noise)
     return asked
@@ -116,12 +118,42 @@ def test_files_that_are_there_stay_and_nothing_is_simulated_unless_overwriting(t
         write_simulations("noise", tmp_path, trajectories=2, trajectories_per_file=1, seed=1)
     assert seeds == []
     assert last.read_bytes() == before
-    write_simulations("noise", tmp_path, trajectories=2, trajectories_per_file=1, seed=1, skip_existing=True)
+    write_simulations("noise", tmp_path, trajectories=2, trajectories_per_file=1, skip_existing=True)
     assert len(seeds) == 1
     assert (tmp_path / "noise" / "data" / "train" / "noise_0.hdf5").is_file()
     assert last.read_bytes() == before
     write_simulations("noise", tmp_path, trajectories=2, trajectories_per_file=1, seed=1, overwrite=True)
     assert last.read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, "made with seed 1, found one with 0"),
+        ({"frames": 4}, "made with frames 4, found one with 3"),
+        ({"grid": (20, 16)}, r"made with grid \[20, 16\], found one with \[16, 20\]"),
+        ({"scale": 2.0}, "made with scale 2.0, found one with 1.0"),
+        ({"trajectories": 3}, "made with trajectories 3, found one with 2"),
+    ],
+)
+def test_a_file_that_stays_must_have_been_made_with_the_same_parameters(changes, message, tmp_path, seeds):
+    given = {"name": "noise", "output_dir": tmp_path, "trajectories": 2, "skip_existing": True}
+    (file,) = write_simulations(**given, scale=1.0)
+    seeds.clear()
+    assert write_simulations(**given, grid=np.array(GRID)) == [file]  # the same, said otherwise
+    with pytest.raises(FileExistsError, match=rf"noise_0\.hdf5: .*{message}; delete it, or write to another folder"):
+        write_simulations(**{**given, **changes})
+    with h5py.File(file, "a") as opened:  # as files were before they told their parameters
+        del opened.attrs["simulated_with"]
+    if changes.keys() & {"seed", "scale"}:
+        assert write_simulations(**{**given, **changes}) == [file]
+    else:
+        with pytest.raises(FileExistsError, match=message):
+            write_simulations(**{**given, **changes})
+    assert seeds == []
+    file.write_bytes(b"no simulation")
+    with pytest.raises(FileExistsError, match="expected a file of simulations, found an unreadable one; delete it"):
+        write_simulations(**given)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +170,7 @@ def test_files_that_are_there_stay_and_nothing_is_simulated_unless_overwriting(t
         ({"seed": -1}, ValueError, "seed: expected a number that is not negative"),
         ({"trajectories": 0}, ValueError, "expected at least 1, found 0 and 8"),
         ({"trajectories_per_file": 0}, ValueError, "expected at least 1, found 1 and 0"),
-        ({"viscosty": 1.0}, TypeError, "noise: expected parameters among frames, grid, found 'viscosty'"),
+        ({"viscosty": 1.0}, TypeError, "noise: expected parameters among frames, grid, scale, found 'viscosty'"),
         ({"name": "euler_multi_quadrants_open", "boundary": "periodic"}, TypeError, "among grid, frames, dt, gamma"),
     ],
 )

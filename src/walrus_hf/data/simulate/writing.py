@@ -6,11 +6,13 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 from tqdm.auto import tqdm
 
@@ -47,6 +49,7 @@ SIMULATIONS: dict[str, Callable[..., Trajectory]] = {
     "wave": wave,
 }
 SPLITS = ("train", "valid", "test")
+RECORD = "simulated_with"  # attribute of a file: the seed and all parameters, as JSON
 
 
 def write_simulations(
@@ -74,7 +77,8 @@ def write_simulations(
         split: `train`, `valid` or `test`.
         trajectories_per_file: the last file has fewer where the numbers do not divide.
         overwrite: replace files that are there.
-        skip_existing: leave them as they are, and write the others: what a stop interrupted goes on.
+        skip_existing: leave them as they are, and write the others: what a stop interrupted goes on. Files tell what
+            they were made with; those from before they did tell grid, frames, step and number alone.
         progress: show a bar on stderr.
         **parameters: of the simulation, such as `grid` and `frames`.
 
@@ -84,7 +88,8 @@ def write_simulations(
     Raises:
         ValueError: no such simulation or split, unusable numbers, or a solution that diverged.
         TypeError: a parameter that the simulation does not have.
-        FileExistsError: one of the files is there and neither is asked for; then nothing is simulated.
+        FileExistsError: one of the files is there and neither is asked for, or is to stay and was made with other
+            parameters; then nothing is simulated.
         ImportError: the simulation needs the extra `sim` and it is not installed.
         OSError: a file cannot be written. Files before it are complete.
     """
@@ -106,6 +111,9 @@ def write_simulations(
         raise FileExistsError(
             f"{there[0]}: expected no file, found one; pass overwrite=True to replace it, skip_existing=True to keep it"
         )
+    made_with = _made_with(simulate, seed, parameters)
+    for file in there:
+        _check_file(file, {**made_with, "trajectories": len(files[file])})
     folder.mkdir(parents=True, exist_ok=True)
     with tqdm(total=trajectories, desc=f"{name} {split}", disable=not progress) as bar:
         for file, numbers in files.items():
@@ -117,7 +125,7 @@ def write_simulations(
                 # The Well wants one name in a folder, whatever regime a simulation puts into its own.
                 batch.append(dataclasses.replace(simulate(seeds[number], **parameters), name=f"{name}_{number}"))
                 bar.update()
-            save_well(batch, file, overwrite)
+            save_well(batch, file, overwrite, {RECORD: json.dumps(made_with)})
     return list(files)
 
 
@@ -148,3 +156,38 @@ def _check_parameters(name: str, simulate: Callable[..., Trajectory], parameters
     for parameter in parameters:
         if parameter not in known:
             raise TypeError(f"{name}: expected parameters among {', '.join(known)}, found {parameter!r}")
+
+
+def _made_with(simulate: Callable[..., Trajectory], seed: int, parameters: dict[str, Any]) -> dict[str, Any]:
+    """The seed of a data set and all parameters of its simulation, defaults too, as they come back from JSON."""
+    known = inspect.signature(simulate).parameters.values()
+    defaults = {p.name: p.default for p in known if p.default is not p.empty}
+    numbers = {**defaults, **parameters, "seed": seed}
+    return json.loads(json.dumps(numbers, default=lambda value: np.asarray(value).tolist()))
+
+
+def _check_file(path: Path, expected: dict[str, Any]) -> None:
+    """`FileExistsError` for a file that was made with other parameters, as far as it tells them."""
+    remedy = "delete it, or write to another folder"
+    try:
+        with h5py.File(path) as file:
+            found = json.loads(file.attrs[RECORD]) if RECORD in file.attrs else _shape_of(file)
+            found["trajectories"] = int(file.attrs["n_trajectories"])
+    except (OSError, KeyError, ValueError) as error:
+        raise FileExistsError(f"{path}: expected a file of simulations, found an unreadable one; {remedy}") from error
+    for name in expected.keys() & found.keys():
+        if found[name] != expected[name]:
+            raise FileExistsError(
+                f"{path}: expected a file that was made with {name} {expected[name]}, found one with {found[name]}; "
+                f"{remedy}"
+            )
+
+
+def _shape_of(file: Any) -> dict[str, Any]:
+    """What every file tells of its parameters."""
+    dimensions = file["dimensions"]
+    return {
+        "grid": [len(dimensions[axis]) for axis in dimensions.attrs["spatial_dims"]],
+        "frames": dimensions["time"].shape[-1],
+        "dt": float(np.ravel(dimensions["time"].attrs["dt"])[0]),
+    }

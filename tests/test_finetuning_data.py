@@ -1,6 +1,7 @@
 """Simulations of every format give the same windows, and the parts for training and validation share no frame."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -29,6 +30,24 @@ def as_netcdf(folder):
     for number, run in enumerate(RUNS):
         to_xarray(run).to_netcdf(folder / f"{number}.nc")
     return folder
+
+
+@pytest.mark.parametrize("name", ["one.nc", "folder"])
+def test_the_reader_of_the_extra_reads_netcdf_too(tmp_path, monkeypatch, name):
+    """That is h5netcdf; where netCDF4 is installed, xarray would take it."""
+    xarray = pytest.importorskip("xarray")
+    pytest.importorskip("h5netcdf")
+    from walrus_hf import to_xarray
+
+    (tmp_path / "folder").mkdir()
+    path = tmp_path / name
+    to_xarray(RUNS[0]).to_netcdf(path / "0.nc" if path.is_dir() else path, engine="h5netcdf")
+    monkeypatch.setattr(xarray, "open_dataset", functools.partial(xarray.open_dataset, engine="h5netcdf"))
+    found = open_data(path).windows(3, 2, WalrusProcessor()).trajectory(0)
+    for field, values in RUNS[0].fields.items():
+        np.testing.assert_array_equal(found.fields[field], values)
+    assert found.boundary_conditions == RUNS[0].boundary_conditions
+    assert found.dt == RUNS[0].dt
 
 
 def as_npy(folder):

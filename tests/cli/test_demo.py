@@ -8,6 +8,7 @@ import pytest
 from walrus_hf import WalrusPipeline
 from walrus_hf.cli import demo
 from walrus_hf.training.arguments import PretrainingArguments, read_recipe
+from walrus_hf.training.checkpoints import TEMPORARY
 from walrus_hf.training.records import read_metrics
 
 from ..small_model import small_model
@@ -25,9 +26,14 @@ def test_overwrite_replaces_a_former_demo_and_nothing_else(refused, tmp_path):
     (tmp_path / "unseen").mkdir()
     (tmp_path / "unseen" / "shear_flow.hdf5").write_text("of a demo")
     (tmp_path / ".shear_flow.gif.ec2aaa1b.gif").write_text("half of a film, of one that was killed")
+    for half in ("tmp-00000080", "tmp-pruned-step-00000040", "tmp-replaced-step-00000080"):
+        assert TEMPORARY.fullmatch(half)  # of pretraining
+        (tmp_path / half / "model").mkdir(parents=True)
     (tmp_path / "notes.txt").write_text("mine")
     assert "found 'notes.txt' in it; choose another folder" in refused("demo", "--output", tmp_path, "--overwrite")
-    (tmp_path / "notes.txt").unlink()
+    (tmp_path / "notes.txt").rename(tmp_path / "tmp-notes.txt")
+    assert "found 'tmp-notes.txt' in it" in refused("demo", "--output", tmp_path, "--overwrite")
+    (tmp_path / "tmp-notes.txt").unlink()
     demo._clear(tmp_path, overwrite=True)
     assert list(tmp_path.iterdir()) == []
 

@@ -94,6 +94,8 @@ def _clear(output: Path, overwrite: bool) -> None:
         )
     written = {"data", "unseen", "recipe.yaml", "metrics.jsonl", "model", "error_growth.png"}
     written |= {f"{name}.gif" for name in SCENARIOS} | {path.name for path in output.glob("step-*")}
+    for half in ("tmp-[0-9]*", "tmp-replaced-step-*", "tmp-pruned-step-*"):  # checkpoints of a demo that was killed
+        written |= {path.name for path in output.glob(half)}
     recordings = {f"{name}.hdf5" for name in SCENARIOS}
     foreign = [path for path in found if not _is_one_of(written, path.name)]
     for folder in (output / "data", output / "unseen"):

@@ -197,6 +197,19 @@ def test_drawn_tokens_give_the_plan_that_a_model_with_this_target_makes():
     assert drawn == prepare_inputs(inputs, other, torch.device("cpu"), torch.Generator().manual_seed(1))["plan"]
 
 
+def test_a_run_goes_on_when_the_weights_that_it_started_from_are_gone(folder, tmp_path):
+    start = tmp_path / "start"
+    shutil.copytree(folder / "straight" / "model", start)
+    given = {"model_name_or_path": str(start), "max_steps": 2, "save_steps": 1, "validation_steps": 0}
+    straight = loop.pretrain(settings(folder / "data", tmp_path / "straight", **given, keep_checkpoints=2))
+    (start / "model.safetensors").unlink()
+    checkpoint = str(tmp_path / "straight" / "step-00000001")
+    more = settings(folder / "data", tmp_path / "more", **given, resume_from_checkpoint=checkpoint)
+    assert_same(weights(loop.pretrain(more)), weights(straight))
+    with pytest.raises(ValueError, match="expected a whole checkpoint of safetensors"):
+        loop.pretrain(dataclasses.replace(more, resume_from_checkpoint=None, output_dir=str(tmp_path / "anew")))
+
+
 def test_a_share_of_the_steps_is_trained_after_own_steps(folder, tmp_path, monkeypatch):
     given = []
     forward = objective.TrainingModel.forward

@@ -30,6 +30,7 @@ from ..configuration_walrus import WalrusConfig
 from ..data.augment import uniform_hash
 from ..data.index import ScenarioIndex
 from ..data.reader import BatchReader
+from ..modeling_walrus import WalrusForPrediction
 from .arguments import PretrainingArguments
 from .batches import PlannedReader, open_indexes, open_validation, planned_batches
 from .checkpoints import load_checkpoint, refuse_other_run, resolve, save_checkpoint
@@ -73,7 +74,11 @@ class Run:
         self.config = arguments.config()
         self.processor = arguments.processor(self.config)
         set_seed(arguments.seed)
-        model = TrainingModel(arguments.first_model(self.config))
+        asked = arguments.resume_from_checkpoint
+        self.checkpoint = None if asked is None else resolve(asked, arguments.output_dir)
+        # The weights of a checkpoint take the place of those that the run started from, which may be gone by now.
+        begun = self.checkpoint is not None
+        model = TrainingModel(WalrusForPrediction(self.config) if begun else arguments.first_model(self.config))
         if arguments.gradient_checkpointing:
             model.model.gradient_checkpointing_enable()
         optimizer = make_optimizer(model, arguments.learning_rate, arguments.weight_decay, muon=arguments.muon)
@@ -136,8 +141,7 @@ class Run:
         Raises:
             ValueError: a checkpoint of a run with other settings or sources.
         """
-        asked = self.arguments.resume_from_checkpoint
-        path = None if asked is None else resolve(asked, self.arguments.output_dir)
+        path = self.checkpoint
         if path is None:
             return 0
         state = load_checkpoint(self.accelerator, path, self._averages())

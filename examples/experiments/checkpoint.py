@@ -68,9 +68,9 @@ class Checkpoint:
         name = path.name if path.name != "model" else path.resolve().parent.name
         return cls(pipe, name, whole.hexdigest()[:12], trained)
 
-    def results(self, folder: Path, tiny: bool) -> Results:
-        """What was measured of these weights; other weights have a file of their own."""
-        return Results(folder / f"{self.digest}.json", tiny=tiny)
+    def results(self, folder: Path, tiny: bool, **settings: Any) -> Results:
+        """What was measured of these weights with these settings; other weights have a file of their own."""
+        return Results(folder / f"{self.digest}.json", tiny=tiny, **settings)
 
     def text(self) -> str:
         millions = sum(p.numel() for p in self.pipe.model.parameters()) / 1e6

@@ -272,7 +272,8 @@ def main() -> None:
     if given.tiny:
         tiny_data(given.data, TINY, (0,))
     checkpoint = Checkpoint.load(given)
-    found = measure(given, checkpoint, checkpoint.results(given.output / NAME, given.tiny))
+    settings = {"variant": VARIANT, "lead": LEAD, "rounds": ROUNDS, "rows": ROWS}
+    found = measure(given, checkpoint, checkpoint.results(given.output / NAME, given.tiny, **settings))
     folder = written_to(given)
     write(folder / f"{NAME}.json", json.dumps({**checkpoint.record(), "scenarios": found}, indent=1) + "\n")
     write(folder / f"{NAME}.md", report(found, checkpoint))

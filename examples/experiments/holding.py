@@ -195,7 +195,8 @@ def main() -> None:
     if given.tiny:
         tiny_data(given.data, TINY, (0,))
     checkpoint = Checkpoint.load(given)
-    found = measure(given, checkpoint, checkpoint.results(given.output / NAME, given.tiny))
+    settings = {"variant": VARIANT, "lead": LEAD, "rows": ROWS}
+    found = measure(given, checkpoint, checkpoint.results(given.output / NAME, given.tiny, **settings))
     cost, folder = costs(found), written_to(given)
     kept = {
         name: {arm: np.median(v, axis=0).round(4).tolist() for arm, v in arms.items()} for name, arms in found.items()

@@ -208,7 +208,10 @@ def main() -> None:
     checkpoint = Checkpoint.load(given)
     if checkpoint.pipe.processor.context_frames != CONTEXT:
         raise ValueError(f"{given.model}: expected a model that forecasts from {CONTEXT} frames, found another")
-    found = measure(given, checkpoint, checkpoint.results(given.output / NAME, given.tiny))
+    settings = {
+        "grid": GRID, "frames": FRAMES, "dt": DT, "counts": COUNTS, "steps": STEPS, "starts": STARTS, "lead": LEAD
+    }  # fmt: skip
+    found = measure(given, checkpoint, checkpoint.results(given.output / NAME, given.tiny, **settings))
     folder = written_to(given)
     write(folder / f"{NAME}.json", json.dumps({**checkpoint.record(), **found}, indent=1) + "\n")
     write(folder / f"{NAME}.md", report(found, checkpoint))

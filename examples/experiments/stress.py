@@ -247,7 +247,8 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
 def main() -> None:
     given = parser(__doc__).parse_args()
     checkpoint = Checkpoint.load(given)
-    rows = measure(given, checkpoint, checkpoint.results(given.output / NAME, given.tiny))
+    settings = {"lead": LEAD, "seeds": SEEDS, "first_seed": FIRST_SEED, "dt": STEPS}
+    rows = measure(given, checkpoint, checkpoint.results(given.output / NAME, given.tiny, **settings))
     folder = written_to(given)
     write(folder / f"{NAME}.json", json.dumps({**checkpoint.record(), "cases": rows}, indent=1) + "\n")
     write(folder / f"{NAME}.md", report(rows, checkpoint))

@@ -163,7 +163,7 @@ def test_other_weights_have_results_of_their_own(module, model_folder, tmp_path)
     assert other.results(tmp_path, tiny=True).get("key", lambda: 2) == 2
     with pytest.raises(SystemExit, match=r"expected numbers measured with \{'tiny': False\}, found \{'tiny': True\}"):
         one.results(tmp_path, tiny=False)
-    with pytest.raises(SystemExit, match="expected numbers measured with .*'steps': 60"):
+    with pytest.raises(SystemExit, match=r"expected numbers measured with .*'steps': 60"):
         one.results(tmp_path, tiny=True, steps=60)
 
 

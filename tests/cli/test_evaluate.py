@@ -91,6 +91,12 @@ def test_several_data_may_follow_and_names_are_kept_apart(run, evaluate, tmp_pat
     assert "note: simulation-2: --steps 6 would begin earlier and cover 1:6" in result.out
 
 
+def test_data_are_named_without_their_option_too_and_must_be_named(run, refused, file, model):
+    rest = ["--model", model, "--from", "6", *WINDOWS]
+    assert run("evaluate", *rest, file).out == run("evaluate", *rest, "--data", file).out
+    assert "expected data to forecast, found none; name files or folders" in refused("evaluate", *rest)
+
+
 def test_the_published_windows_and_start_are_the_default(run, file, model):
     result = run("evaluate", "--model", model, "--data", file, "--protocol", "walrus")
     assert result.code == 0, result.err

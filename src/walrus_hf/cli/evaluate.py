@@ -25,12 +25,15 @@ from .options import (
 def evaluate(
     model: Model,
     data: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--data", "-d", help="File, folder or URL of The Well's format, manifest, or scenario. Several may follow."
         ),
-    ],
-    more_data: Annotated[list[str] | None, typer.Argument(metavar="[DATA]...", help="More of --data.")] = None,
+    ] = None,
+    more_data: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="DATA...", help="What --data names; the option itself may be left out."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for results. Without it only the table is printed.")
     ] = None,
@@ -82,6 +85,9 @@ def evaluate(
 
     if protocol != "walrus":
         raise ValueError(f"--protocol: expected 'walrus', the one there is, found {protocol!r}")
+    sources = [*(data or ()), *(more_data or ())]
+    if not sources:
+        raise ValueError("expected data to forecast, found none; name files or folders, as in --data DATA")
     settings = Protocol(
         start=first, steps=steps, windows=parse_windows(window) if window else WINDOWS, split=split,
         max_trajectories=trajectories, seed=seed, ensemble_size=ensemble, jitter=jitter,
@@ -95,7 +101,7 @@ def evaluate(
         baselines[name] = load_baseline(given, device)
     pipe = load_pipeline(model, revision, device, field_name)
     results = run(
-        pipe, [*data, *(more_data or ())], output, settings, baselines, model_name=model, base_path=base_path,
+        pipe, sources, output, settings, baselines, model_name=model, base_path=base_path,
         batch_size=batch_size, workers=workers, kept_forecasts=keep, overwrite=overwrite,
     )  # fmt: skip
     for key, scenario in results["scenarios"].items():

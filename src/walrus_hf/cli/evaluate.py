@@ -49,7 +49,7 @@ def evaluate(
         typer.Option("--steps", "-n", min=1, help="Frames to forecast; default: to the end of the last window."),
     ] = None,
     frame_stride: Annotated[
-        int, typer.Option(min=1, help="Read every so many frames; --from, --steps and lead times count those.")
+        int, typer.Option(min=1, help="Forecast every so many frames; lead times, --from and --steps count those.")
     ] = 1,
     window: Annotated[
         list[str] | None,

@@ -13,14 +13,7 @@ import torch
 from torch import Tensor
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 
-from .fields import (
-    FLAG_NAMES,
-    PUBLISHED_FIELDS,
-    BoundaryCondition,
-    Trajectory,
-    fill_obstacles,
-    fill_unusable,
-)
+from .fields import FLAG_NAMES, PUBLISHED_FIELDS, BoundaryCondition, Trajectory, fill_obstacles, fill_unusable
 from .jitter import TokenizationPlan, make_plan, warn_unmeasured
 from .strides import is_volume
 

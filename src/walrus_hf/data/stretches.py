@@ -162,7 +162,6 @@ def collect_statistics(
 
 def as_stored(part: Part) -> Part:
     """The fields as they are, with zeros in place of what is not finite inside obstacles."""
-
     fields = {name: _usable(values, part.obstacle, lead=1) for name, values in part.fields.items()}
     constants = {name: _usable(values, part.obstacle) for name, values in part.constants.items()}
     return dataclasses.replace(part, fields=fields, constants=constants)

@@ -124,8 +124,8 @@ def _scenario_rows(
     protocol: Protocol,
     notes: list[str],
 ) -> list[dict[str, Any]]:
-    common = _trajectories(first).intersection(_trajectories(second)).sort_values()
-    most = max(len(_trajectories(first)), len(_trajectories(second)))
+    one, other = _trajectories(first), _trajectories(second)
+    common, most = one.intersection(other).sort_values(), max(len(one), len(other))
     if len(common) < most:
         notes.append(f"{name}: {len(common)} of {most} trajectories are the same in both; the others are left out")
     if common.empty:

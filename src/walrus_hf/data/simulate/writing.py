@@ -175,11 +175,10 @@ def _check_file(path: Path, expected: dict[str, Any]) -> None:
             found["trajectories"] = int(file.attrs["n_trajectories"])
     except (OSError, KeyError, ValueError) as error:
         raise FileExistsError(f"{path}: expected a file of simulations, found an unreadable one; {remedy}") from error
-    for name in expected.keys() & found.keys():
-        if found[name] != expected[name]:
+    for name, value in expected.items():
+        if name in found and found[name] != value:
             raise FileExistsError(
-                f"{path}: expected a file that was made with {name} {expected[name]}, found one with {found[name]}; "
-                f"{remedy}"
+                f"{path}: expected a file that was made with {name} {value}, found one with {found[name]}; {remedy}"
             )
 
 

@@ -1,7 +1,7 @@
 """Write the simulations that the recipes in examples/configs are for.
 
     python examples/simulate.py runs/simulated                 # configs/tiny.yaml: four scenarios, a minute
-    python examples/simulate.py runs/nano/data --recipe nano   # configs/nano.yaml: nineteen, half an hour, 5 GB
+    python examples/simulate.py runs/nano/data --recipe nano   # configs/nano.yaml: nineteen, an hour, 9 GB
     python examples/simulate.py runs/simulated-tiny --tiny     # does it run?
 
 What is there already is left alone, so the same command goes on after a stop; made with other parameters it is refused.
@@ -43,6 +43,19 @@ NANO = {
     "turbulence_3d": (VOLUMES, {}, {"viscosity": 0.0015}, {"viscosity": 0.004}),
     "wave": (PLANES, {}, {"dt": 0.007}, {"dt": 0.015}),
 }
+# The variants after these: more cells, and lines.
+WIDER = {
+    "acoustic_scattering": [{"grid": (112, 96), "dt": 0.009}],
+    "burgers": [{"grid": (112, 128), "viscosity": 0.0025}, {"grid": (144,)}],
+    "euler_layers_periodic": [{"grid": (96, 72), "dt": 0.018, "gamma": 1.55}],
+    "euler_layers_wall": [{"grid": (80, 48), "dt": 0.018, "gamma": 1.35}],
+    "euler_multi_quadrants_periodic": [{"grid": (112, 96), "gamma": 1.35}],
+    "gray_scott": [{"grid": (128, 96), "dt": 9.0}],
+    "kolmogorov_flow": [{"grid": (112, 128), "viscosity": 0.0014}],
+    "shear_flow": [{"grid": (128, 96), "viscosity": 0.0006}],
+    "turbulence_2d": [{"grid": (96, 112), "viscosity": 6e-4}],
+    "wave": [{"grid": (128, 96), "dt": 0.011}, {"grid": (160,), "dt": 0.011}],
+}
 
 
 def main() -> None:
@@ -57,10 +70,18 @@ def main() -> None:
         for name, (parameters,) in TINY.items():
             write(name, arguments.output, {"train": 12, "valid": 2}, 0, parameters)
     else:
-        for name, (grids, *variants) in NANO.items():
-            for number, (grid, parameters) in enumerate(zip(grids, variants, strict=True)):
-                folder, counts = f"{arguments.output}/{number}", {"train": 16, "valid": 2, "test": 4}
-                write(name, folder, counts, number, {"grid": grid, "frames": 96, **parameters})
+        for name, number, parameters in nano_variants():
+            folder, counts = f"{arguments.output}/{number}", {"train": 16, "valid": 2, "test": 4}
+            write(name, folder, counts, number, {"frames": 96, **parameters})
+
+
+def nano_variants() -> list[tuple[str, int, dict]]:
+    """Scenario, number of the variant, which is the seed too, and parameters of each source of configs/nano.yaml."""
+    variants = {
+        name: [{"grid": grid, **parameters} for grid, parameters in zip(grids, settings, strict=True)]
+        for name, (grids, *settings) in NANO.items()
+    }
+    return [(name, i, found) for name in NANO for i, found in enumerate(variants[name] + WIDER.get(name, []))]
 
 
 def write(name: str, folder: str, counts: dict, seed: int, parameters: dict) -> None:

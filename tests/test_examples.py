@@ -67,7 +67,7 @@ def test_a_model_is_pretrained_for_a_few_steps(monkeypatch, tmp_path):
 
 def test_the_recipe_of_walrus_nano_reads_what_is_simulated_for_it():
     recipe = read_recipe(EXAMPLES / "configs" / "nano.yaml")
-    simulated = runpy.run_path(str(EXAMPLES / "simulate.py"))["NANO"]
-    assert recipe["sources"] == [f"runs/nano/data/{n}/{name}" for name in simulated for n in range(3)]
+    simulated = runpy.run_path(str(EXAMPLES / "simulate.py"))["nano_variants"]()
+    assert recipe["sources"] == [f"runs/nano/data/{n}/{name}" for name, n, _ in simulated]
     model = WalrusForPrediction(PretrainingArguments(**recipe).config())
     assert 2e6 < sum(parameter.numel() for parameter in model.parameters()) < 6e6

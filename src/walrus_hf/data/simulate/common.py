@@ -24,8 +24,12 @@ MOST_STEPS = 10_000  # a frame
 def check_arguments(grid: Sequence[int], frames: int, dt: float, dimensions: int = 2) -> None:
     """`ValueError` unless `grid` has that many axes of enough cells and `frames` and `dt` make a trajectory."""
     if len(grid) != dimensions or min(grid) < SMALLEST_GRID:
-        expected = "two numbers of cells (H, W)" if dimensions == 2 else "three numbers of cells (H, W, D)"
-        raise ValueError(f"grid: expected {expected}, at least {SMALLEST_GRID} each, found {grid}")
+        expected = {
+            1: "a number of cells (H,)",
+            2: "two numbers of cells (H, W)",
+            3: "three numbers of cells (H, W, D)",
+        }
+        raise ValueError(f"grid: expected {expected[dimensions]}, at least {SMALLEST_GRID} each, found {grid}")
     if frames < 1:
         raise ValueError(f"frames: expected at least 1, found {frames}")
     if not 0 < dt < math.inf:

@@ -8,6 +8,7 @@ Runge-Kutta method works on the Fourier modes of our equations.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,40 +34,42 @@ from .common import (
 
 
 def burgers(
-    seed: int, grid: tuple[int, int] = (64, 64), frames: int = 40, dt: float = 0.02, viscosity: float = 3e-3
+    seed: int, grid: tuple[int, ...] = (64, 64), frames: int = 40, dt: float = 0.02, viscosity: float = 3e-3
 ) -> Trajectory:
-    """Burgers' equation in the plane: a velocity that carries itself, steepens into shocks, and fades.
+    """Burgers' equation in the plane or on a line: a velocity that carries itself, steepens into shocks, and fades.
 
     `du/dt + (u . grad) u = viscosity * laplacian(u)` for the vector u: a fluid without pressure. The start, smooth
     waves upon a drift, comes from the seed. x is 1 long, cells are square.
 
     Args:
         seed: the same seed gives the same trajectory.
-        grid: cells (H, W) along x and y.
+        grid: cells (H, W) along x and y, or (H,) along x.
         frames: frames to return, the initial state included.
         dt: time between frames; the first shocks form after about 0.3 time units.
         viscosity: in length units squared per time unit; with the default, a shock across which the velocity falls by 1
             is 0.02 thick.
 
     Returns:
-        Float32 `velocity` (frames, H, W, 2).
+        Float32 `velocity` (frames, H, W, 2), on a line (frames, H, 1).
 
     Raises:
         ImportError: the extra `sim` is not installed.
         ValueError: unusable arguments, or the solution diverged.
     """
-    check_arguments(grid, frames, dt)
+    _check_line_or_plane(grid, frames, dt)
     rng = np.random.default_rng(seed)
-    drift, speed = rng.uniform(-0.3, 0.3, size=2), rng.uniform(0.3, 0.6)
+    drift, speed = rng.uniform(-0.3, 0.3, size=len(grid)), rng.uniform(0.3, 0.6)
     # Solved on twice the cells: on the cells themselves, the thinnest shocks ring and one in five seeds diverges.
-    fine, cell = (2 * grid[0], 2 * grid[1]), 1 / grid[0]
-    waves = np.stack([smooth_noise(rng, fine, cell / 2, shortest=0.2) for _ in range(2)], axis=-1)
+    fine, cell = tuple(2 * n for n in grid), 1 / grid[0]
+    waves = np.stack([smooth_noise(rng, fine, cell / 2, shortest=0.2) for _ in grid], axis=-1)
     found = solve_burgers(drift + speed * waves, frames, dt, viscosity).fields["velocity"]
-    return trajectory({"velocity": np.ascontiguousarray(found[:, ::2, ::2])}, dt, f"burgers_{seed}", cell)
+    found = found[:, ::2, ::2] if len(grid) == 2 else found[:, ::2]
+    axes = "xy"[: len(grid)]
+    return trajectory({"velocity": np.ascontiguousarray(found)}, dt, f"burgers_{seed}", cell, axes)
 
 
-def wave(seed: int, grid: tuple[int, int] = (64, 64), frames: int = 40, dt: float = 0.01) -> Trajectory:
-    """Sound in a uniform medium: pulses of pressure that spread as rings and run through each other.
+def wave(seed: int, grid: tuple[int, ...] = (64, 64), frames: int = 40, dt: float = 0.01) -> Trajectory:
+    """Sound in a uniform medium: pulses of pressure that spread, in the plane as rings, and run through each other.
 
     Number, places, sizes and signs of the pulses and the speed of sound come from the seed. They are let go from rest
     and the first frame is 0.1 time units later. x is 1 long, cells are square, the density is 1. The Well's
@@ -74,27 +77,28 @@ def wave(seed: int, grid: tuple[int, int] = (64, 64), frames: int = 40, dt: floa
 
     Args:
         seed: the same seed gives the same trajectory.
-        grid: cells (H, W) along x and y.
+        grid: cells (H, W) along x and y, or (H,) along x.
         frames: frames to return.
         dt: time between frames; sound travels 0.7 to 1.2 length units in 1 time unit.
 
     Returns:
-        Float32 `pressure` (frames, H, W) and `velocity` (frames, H, W, 2).
+        Float32 `pressure` (frames, H, W) and `velocity` (frames, H, W, 2), on a line (frames, H) and (frames, H, 1).
 
     Raises:
         ValueError: unusable arguments.
     """
-    check_arguments(grid, frames, dt)
+    _check_line_or_plane(grid, frames, dt)
     rng = np.random.default_rng(seed)
     cell = 1 / grid[0]
     speed_of_sound = rng.uniform(0.7, 1.2)
-    x, y = cell_centres(grid, cell)
+    lengths = np.multiply(grid, cell)
     pressure = np.zeros(grid)
     for _ in range(rng.integers(3, 8)):
-        centre = rng.uniform(0, 1, size=2) * (1, grid[1] * cell)
-        squared = periodic(x - centre[0], 1) ** 2 + periodic(y - centre[1], grid[1] * cell) ** 2
+        centre = rng.uniform(0, 1, size=len(grid)) * lengths
+        away = zip(cell_centres(grid, cell), centre, lengths)
+        squared = sum_of_squares(periodic(along - middle, length) for along, middle, length in away)
         pressure += rng.choice((-1, 1)) * rng.uniform(0.4, 1.0) * np.exp(-squared / rng.uniform(0.05, 0.1) ** 2)
-    rest = np.zeros((*grid, 2))
+    rest = np.zeros((*grid, len(grid)))
     return solve_wave(pressure, rest, frames, dt, speed_of_sound, spin_up=0.1, name=f"wave_{seed}")
 
 
@@ -132,17 +136,17 @@ def advection_diffusion_3d(
 
 
 def solve_burgers(velocity: np.ndarray, frames: int, dt: float, viscosity: float, name: str = "burgers") -> Trajectory:
-    """`burgers` from a start of your own, velocity (H, W, 2)."""
+    """`burgers` from a start of your own, velocity (H, W, 2), or (H, 1) on a line."""
     check_positive(viscosity=viscosity)
-    if velocity.ndim != 3 or velocity.shape[-1] != 2:
-        raise ValueError(f"expected velocity (H, W, 2), found {velocity.shape}")
+    grid = velocity.shape[:-1]
+    if len(grid) not in (1, 2) or velocity.shape[-1] != len(grid):
+        raise ValueError(f"expected velocity (H, W, 2) or (H, 1), found {velocity.shape}")
     check_finite(velocity=velocity)
-    grid = (velocity.shape[0], velocity.shape[1])
-    check_arguments(grid, frames, dt)
+    _check_line_or_plane(grid, frames, dt)
     substeps = steps_a_frame(velocity, dt, 1 / grid[0])  # no component grows beyond its start
     solve = on_cpu(_burgers_solver(grid, frames))
     (found,) = solve(np.float32(velocity), np.float32(viscosity), np.float32(dt / substeps), substeps)
-    return trajectory({"velocity": found}, dt, name, 1 / grid[0])
+    return trajectory({"velocity": found}, dt, name, 1 / grid[0], "xy"[: len(grid)])
 
 
 def solve_wave(
@@ -156,15 +160,17 @@ def solve_wave(
 ) -> Trajectory:
     """Sound from a start of your own, pressure (H, W) and velocity (H, W, 2); the first frame is `spin_up` later.
 
-    The equations are `dp/dt = -c^2 div u` and `du/dt = -grad p`, so what turns in the velocity stays as it is.
+    On a line they are (H,) and (H, 1). The equations are `dp/dt = -c^2 div u` and `du/dt = -grad p`, so what turns in
+    the velocity stays as it is.
     """
     check_positive(speed_of_sound=speed_of_sound)
-    if pressure.ndim != 2 or velocity.shape != (*pressure.shape, 2):
+    if pressure.ndim not in (1, 2) or velocity.shape != (*pressure.shape, pressure.ndim):
         raise ValueError(
-            f"expected pressure (H, W) and velocity (H, W, 2), found {pressure.shape} and {velocity.shape}"
+            "expected pressure (H, W) and velocity (H, W, 2), or (H,) and (H, 1), "
+            f"found {pressure.shape} and {velocity.shape}"
         )
     check_finite(pressure=pressure, velocity=velocity, spin_up=spin_up)
-    check_arguments(pressure.shape, frames, dt)
+    _check_line_or_plane(pressure.shape, frames, dt)
     k, kept = modes(pressure.shape, 1 / pressure.shape[0])
     to_modes, to_cells = transforms(np, pressure.shape, kept)
     wavevector, inverse = np.stack(k).astype(np.float64), inverse_square(k).astype(np.float64)
@@ -182,7 +188,7 @@ def solve_wave(
         "pressure": np.array(pressures, dtype=np.float32),
         "velocity": np.array(velocities, dtype=np.float32),
     }
-    return trajectory(fields, dt, name, 1 / pressure.shape[0])
+    return trajectory(fields, dt, name, 1 / pressure.shape[0], "xy"[: pressure.ndim])
 
 
 def solve_advection_diffusion(
@@ -210,20 +216,20 @@ def solve_advection_diffusion(
 
 
 @functools.lru_cache(maxsize=8)
-def _burgers_solver(grid: tuple[int, int], frames: int) -> Any:
+def _burgers_solver(grid: tuple[int, ...], frames: int) -> Any:
     """Compiled once a grid: (velocity, viscosity, step, substeps) -> velocity."""
     jax, etdrk = import_exponax()
     jnp = jax.numpy
-    (kx, ky), kept = modes(grid, 1 / grid[0])
+    k, kept = modes(grid, 1 / grid[0])
     to_modes, to_cells = transforms(jnp, grid, kept)
 
     def solve(velocity, viscosity, step, substeps):
         def advection(modes):
-            u, along_x, along_y = to_cells(jnp.stack([modes, 1j * kx * modes, 1j * ky * modes]))
-            return -to_modes(u[0] * along_x + u[1] * along_y)
+            u, *slopes = to_cells(jnp.stack([modes, *(1j * along * modes for along in k)]))
+            return -to_modes(sum(speed * slope for speed, slope in zip(u, slopes)))
 
         start = to_modes(jnp.moveaxis(velocity, -1, 0))
-        integrator = etdrk.ETDRK4(step, -viscosity * sum_of_squares([kx, ky])[None], advection)
+        integrator = etdrk.ETDRK4(step, -viscosity * sum_of_squares(k)[None], advection)
         found = march(jax, integrator.step_fourier, start, frames, substeps)
         return (jnp.moveaxis(to_cells(found), 1, -1),)
 
@@ -248,6 +254,10 @@ def _advection_diffusion_solver(grid: tuple[int, int, int], frames: int) -> Any:
         return (to_cells(march(jax, integrator.step_fourier, to_modes(tracer), frames, substeps)),)
 
     return jax.jit(solve)
+
+
+def _check_line_or_plane(grid: Sequence[int], frames: int, dt: float) -> None:
+    check_arguments(grid, frames, dt, dimensions=1 if len(grid) == 1 else 2)
 
 
 def _crossed_shear(rng: np.random.Generator, grid: tuple[int, int, int]) -> np.ndarray:

@@ -28,9 +28,10 @@ from walrus_hf.processing_walrus import WalrusProcessor
 from .oracles import derivative, rms
 
 # Few different grids and numbers of frames: each is compiled once. Burgers is solved on twice the cells.
-PLANE, FINE, VOLUME = (32, 40), (64, 80), (24, 30, 36)
+LINE, PLANE, FINE, VOLUME = (48,), (32, 40), (64, 80), (24, 30, 36)
 SCENARIOS = [(burgers, PLANE), (wave, PLANE), (kolmogorov_flow, PLANE), (turbulence_3d, VOLUME),
-             (advection_diffusion_3d, VOLUME)]  # fmt: skip
+             (advection_diffusion_3d, VOLUME), (burgers, LINE), (wave, LINE)]  # fmt: skip
+DEFAULT_GRIDS = {1: (64,), 2: (64, 64), 3: (32, 32, 32)}
 each_scenario = pytest.mark.parametrize(
     ("simulate", "grid"), SCENARIOS, ids=lambda value: getattr(value, "__name__", "")
 )
@@ -65,6 +66,22 @@ def test_burgers_follows_cole_and_hopf_on_a_drift():
         expected = cole_hopf(x - drift[0] * t, y - drift[1] * t, t, viscosity) + drift
         np.testing.assert_allclose(found[n], expected, atol=2e-4)
     assert rms(found[-1] - drift) < 0.5 * rms(found[0] - drift)
+
+
+def test_burgers_on_a_line_follows_cole_and_hopf():
+    x, viscosity = np.arange(96) / 96, 0.02
+
+    def exact(t):
+        amplitude = 0.9 * np.exp(-viscosity * 4 * np.pi**2 * t)
+        slope = 2 * np.pi * amplitude * np.sin(2 * np.pi * x)
+        return 2 * viscosity * slope / (1 + amplitude * np.cos(2 * np.pi * x))
+
+    found = solve_burgers(exact(0.0)[:, None], 3, 0.2, viscosity)
+    assert found.grid == (96,)
+    assert found.axes == ("x",)
+    for n in range(3):
+        np.testing.assert_allclose(found.fields["velocity"][n, :, 0], exact(0.2 * n), atol=2e-4)
+    assert rms(exact(0.4)) < 0.9 * rms(exact(0.0))
 
 
 def test_a_shock_of_burgers_has_the_exact_profile_and_runs_at_the_mean_of_both_sides():
@@ -147,6 +164,23 @@ def test_a_pulse_at_rest_splits_into_the_two_halves_of_d_alembert():
         np.testing.assert_allclose(found.fields["pressure"][n], right + left, atol=2e-5)
         np.testing.assert_allclose(found.fields["velocity"][n, ..., 1], (right - left) / speed, atol=2e-5)
         np.testing.assert_allclose(found.fields["velocity"][n, ..., 0], 0, atol=1e-6)
+
+
+def test_two_shapes_on_a_line_run_through_each_other():
+    speed, x = 0.9, (np.arange(64) + 0.5) / 64
+
+    def right(t):
+        return np.sin(2 * np.pi * (x - speed * t)) + 0.5 * np.cos(6 * np.pi * (x - speed * t))
+
+    def left(t):
+        return 0.7 * np.sin(4 * np.pi * (x + speed * t) + 1)
+
+    velocity = (right(0) - left(0))[:, None] / speed
+    found = solve_wave(right(0) + left(0), velocity, 5, 0.13, speed)
+    for n in range(5):
+        t = 0.13 * n
+        np.testing.assert_allclose(found.fields["pressure"][n], right(t) + left(t), atol=2e-5)
+        np.testing.assert_allclose(found.fields["velocity"][n, :, 0], (right(t) - left(t)) / speed, atol=2e-5)
 
 
 def test_waves_from_any_start_agree_with_exponax_and_keep_their_energy():
@@ -266,7 +300,7 @@ def test_a_seed_names_one_trajectory_that_the_processor_accepts(simulate, grid):
     assert first.boundary_ids() == ((2, 2),) * len(grid)
     assert all(np.allclose(np.diff(cells), 1 / grid[0]) for cells in first.coordinates.values())
     inputs = WalrusProcessor()(first)
-    assert inputs["field_values"].shape[3:] == (*grid, 1)[:3]
+    assert inputs["field_values"].shape[3:] == (*grid, 1, 1)[:3]
     assert np.isfinite(inputs["field_values"].numpy()).all()
 
 
@@ -274,8 +308,7 @@ def test_a_seed_names_one_trajectory_that_the_processor_accepts(simulate, grid):
 def test_neighbouring_frames_differ_visibly_and_ever_more_with_lead_time(simulate, grid):
     growth = []
     for seed in range(2):
-        trajectory = simulate(seed, frames=16)
-        assert trajectory.grid == ((64, 64) if len(grid) == 2 else (32, 32, 32))
+        trajectory = simulate(seed, grid=DEFAULT_GRIDS[len(grid)], frames=16)
         future = trajectory.frames(6)
         errors = metrics.score(metrics.persistence(trajectory.frames(0, 6), future.num_frames), future)
         for error in errors.values():
@@ -303,7 +336,7 @@ def test_unusable_arguments_are_refused(simulate, grid):
     with pytest.raises(ValueError, match=f"at least 16 each, found {(*grid[:-1], 8)}".replace("(", r"\(")[:-1]):
         simulate(0, grid=(*grid[:-1], 8))
     with pytest.raises(ValueError, match="three" if len(grid) == 3 else "two"):
-        simulate(0, grid=(32,) * (5 - len(grid)))
+        simulate(0, grid=(32,) * (2 if len(grid) == 3 else 3))
     with pytest.raises(ValueError, match="frames: expected at least 1"):
         simulate(0, grid=grid, frames=0)
     for dt in (0.0, float("nan"), float("inf")):
@@ -327,12 +360,16 @@ def test_friction_and_diffusion_must_be_positive(simulate, parameter):
 
 
 def test_starts_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"velocity \(H, W, 2\), found \(16, 20\)"):
+    with pytest.raises(ValueError, match=r"velocity \(H, W, 2\) or \(H, 1\), found \(16, 20\)"):
         solve_burgers(np.zeros((16, 20)), 2, 0.1, 1e-2)
     with pytest.raises(ValueError, match="velocity: expected finite"):
         solve_burgers(np.full((16, 20, 2), np.inf), 2, 0.1, 1e-2)
     with pytest.raises(ValueError, match=r"found \(16, 20\) and \(20, 16, 2\)"):
         solve_wave(np.zeros((16, 20)), np.zeros((20, 16, 2)), 2, 0.1, 1.0)
+    with pytest.raises(ValueError, match=r"or \(H, 1\), found \(16, 2\)"):
+        solve_burgers(np.zeros((16, 2)), 2, 0.1, 1e-2)
+    with pytest.raises(ValueError, match=r"found \(16,\) and \(16,\)"):
+        solve_wave(np.zeros(16), np.zeros(16), 2, 0.1, 1.0)
     with pytest.raises(ValueError, match="speed_of_sound: expected a positive"):
         solve_wave(np.zeros((16, 20)), np.zeros((16, 20, 2)), 2, 0.1, 0.0)
     with pytest.raises(ValueError, match=r"found \(16, 16, 20\) and \(16, 16, 20\)"):

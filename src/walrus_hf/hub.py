@@ -325,7 +325,11 @@ def count_parameters(folder: Path) -> int:
 
 
 def weights_digest(folder: Path) -> str:
-    """SHA-256 over names and values of all tensors, as an evaluation takes it of a loaded model."""
+    """SHA-256 over names and values of all tensors, as an evaluation takes it of a loaded model.
+
+    That computes in the precision which config.json names, and the file of walrus-nano, to be small, has another.
+    """
+    dtype = read_config(folder).dtype
     places: dict[str, Path] = {}
     for file in _shards(folder):
         with _safetensors(file) as tensors:
@@ -334,7 +338,8 @@ def weights_digest(folder: Path) -> str:
     def stored() -> Iterator[tuple[str, Tensor]]:
         for name, file in sorted(places.items()):
             with _safetensors(file) as tensors:
-                yield name, tensors.get_tensor(name)
+                values = tensors.get_tensor(name)
+                yield name, values.to(dtype) if dtype is not None and values.is_floating_point() else values
 
     return tensors_digest(stored())
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from walrus_hf import WalrusPipeline
 from walrus_hf.adapter_files import AdapterRecord, fingerprint
 from walrus_hf.adapters import Extension
+from walrus_hf.checkpoints import locate
 from walrus_hf.evaluation.forecasters import describe_model
 from walrus_hf.hub import code_files, count_parameters, prepare_upload, push, weights_digest
 
@@ -86,6 +88,12 @@ def test_weights_in_half_precision_have_the_hash_of_an_evaluation_too(tmp_path):
     half = WalrusPipeline(small_model().to(torch.bfloat16))
     half.save_pretrained(tmp_path)
     assert weights_digest(tmp_path) == describe_model("half", half)["weights"]
+
+
+def test_the_packaged_checkpoint_has_the_hash_of_an_evaluation_though_its_file_is_in_half_precision():
+    described = describe_model("walrus-nano", WalrusPipeline.from_pretrained("walrus-nano", device="cpu"))
+    assert described["dtype"] == "float32"
+    assert weights_digest(Path(locate("walrus-nano"))) == described["weights"]
 
 
 def test_a_card_of_ones_own_is_kept(folder):

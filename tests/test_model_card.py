@@ -103,6 +103,16 @@ def test_an_evaluation_replaces_what_the_card_said_before_and_nothing_else():
     assert before[2].partition("## Training data")[2] == after[2].partition("## Training data")[2]
 
 
+def test_a_scenario_without_a_usable_trajectory_leaves_its_notes_alone():
+    results = small_results({"name": "mine", "dtype": "float32"})
+    note = "trajectory 0 was left out: its truth is not finite"
+    empty = {"fields": [], "trajectories": 0, "forecasters": {}, "notes": [note]}
+    results["scenarios"]["short"] = {**results["scenarios"]["mine"], **empty}
+    text = pushed(results=results).text
+    assert f"- short: {note}" in text
+    assert "| short |" not in text
+
+
 def test_the_distance_of_the_frames_is_told_where_it_is_not_one():
     results = small_results({"name": "mine", "dtype": "float32"})
     results["protocol"]["frame_stride"] = 4

@@ -157,7 +157,7 @@ def evaluation_text(results: Mapping[str, Any]) -> str:
     protocol, windows = results["protocol"], list(results["protocol"]["windows"])
     rows = []
     for name, scenario in results["scenarios"].items():
-        field = "mean of fields" if len(scenario["fields"]) > 1 else scenario["fields"][0]
+        field = _told_field(scenario)
         for who, found in scenario["forecasters"].items():
             cells = [_score(found["windows"].get(window, {}).get(field)) for window in windows]
             grid, split = "x".join(map(str, scenario["grid"])), scenario.get("split") or "-"
@@ -195,6 +195,11 @@ def without_folders(text: str, known: Iterable[str] = ()) -> str:
     return PATH.sub(r"\1", text)
 
 
+def _told_field(scenario: Mapping[str, Any]) -> str:
+    """Whose errors a card tells; of a scenario without a usable trajectory, and so without fields, there are none."""
+    return scenario["fields"][0] if len(scenario["fields"]) == 1 else "mean of fields"
+
+
 def _score(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return "-"
@@ -209,7 +214,7 @@ def evaluation_entries(results: Mapping[str, Any]) -> list[EvalResult]:
     """The model's scores for the `model-index` of a card, from which the Hub makes its tables."""
     entries = []
     for name, scenario in results["scenarios"].items():
-        field = "mean of fields" if len(scenario["fields"]) > 1 else scenario["fields"][0]
+        field = _told_field(scenario)
         # Files of one's own may hold the same scenario, but are not the data set on the Hub.
         known = SCENARIOS[name].repository if name in SCENARIOS and scenario["source"] == name else name
         for window, scores in scenario["forecasters"].get("model", {"windows": {}})["windows"].items():

@@ -115,6 +115,17 @@ def test_without_a_field_that_all_trajectories_have_the_reason_is_said(errors, t
         compare(folder, folder)
 
 
+def test_a_scenario_without_a_usable_trajectory_does_not_spoil_the_others(errors, tmp_path):
+    for name in "ab":
+        folder = write(tmp_path / name, errors)
+        results = json.loads((folder / "results.json").read_text())
+        results["scenarios"] = {"short": {"transforms": {"log_fields": []}}, **results["scenarios"]}
+        (folder / "results.json").write_text(json.dumps(results))
+    found = compare(tmp_path / "a", tmp_path / "b")
+    assert {row["scenario"] for row in found["rows"]} == {"runs"}
+    assert found["notes"] == ["short: left out, no trajectory of it could be used in one of the two"]
+
+
 def test_failed_forecasts_are_infinitely_wrong(errors, tmp_path):
     first, second = errors.copy(), errors.copy() - 0.05
     first[:2, 2:] = second[1:4, 2:] = np.inf

@@ -60,6 +60,9 @@ def compare(
     tables = [load_trajectories(path) for path in (first, second)]
     rows: list[dict[str, Any]] = []
     for name in names:
+        if not all((table["scenario"] == name).any() for table in tables):
+            notes.append(f"{name}: left out, no trajectory of it could be used in one of the two")
+            continue
         transforms = [results["scenarios"][name]["transforms"]["log_fields"] for results in (one, other)]
         if set(transforms[0]) != set(transforms[1]):
             raise ValueError(f"scenario {name!r}: expected the same logarithms, found {transforms[0]}, {transforms[1]}")

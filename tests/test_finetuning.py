@@ -78,7 +78,9 @@ def test_training_gives_a_better_model_that_is_saved_and_leaves_the_base_alone(b
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert {weights, "README.md", "preprocessor_config.json", "metrics.jsonl"} <= written
     assert not {"checkpoints", ".result"} & written
-    assert "decay_0" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "decay_0" in card
+    assert ("preset `all-linear`, rank `" in card) == ("rank `" in card) == (method == "lora")
 
 
 def test_the_card_tells_the_learning_rate_that_was_used(base, tmp_path):

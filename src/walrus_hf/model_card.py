@@ -384,7 +384,8 @@ def finetuned_card(results: Mapping[str, Any]) -> str:
         base_model=results["base"] if is_on_hub(results["base"] or "") else None,
         tags=["physics", "partial-differential-equations", "surrogate-model", "walrus", *["lora"] * (method == "lora")],
     )
-    told = ("method", "preset", "rank", "batch_size", "learning_rate", "normalization", "new_fields", "seed")
+    adapter = ("preset", "rank") if method == "lora" else ()
+    told = ("method", *adapter, "batch_size", "learning_rate", "normalization", "new_fields", "seed")
     card = ModelCard.from_template(
         data, template_str=FINETUNED, title=f"Walrus, fine-tuned on {results['data']}", what=what[method],
         length=settings["rollout_steps"], frames=results["frames"], stride=settings["frame_stride"],

@@ -77,6 +77,15 @@ def test_the_model_can_be_given_on_the_command_line(tmp_path):
     }  # fmt: skip
 
 
+def test_a_model_that_is_no_settings_is_refused_with_the_way_to_name_weights(capsys):
+    with pytest.raises(ValueError, match="found 'walrus-nano'; weights to start from are named by model_name_or_path"):
+        parse_arguments(["--sources", "a", "--model", "walrus-nano"])
+    with pytest.raises(SystemExit) as stopped:
+        parse_arguments(["--sources", "a", "--model", "{hidden_size: "])
+    assert stopped.value.code == 2
+    assert "argument --model: expected YAML, found '{hidden_size: '" in capsys.readouterr().err
+
+
 def test_an_unknown_flag_is_refused(capsys):
     with pytest.raises(SystemExit):
         parse_arguments(["--sources", "a", "--warp_speed", "9"])

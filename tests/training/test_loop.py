@@ -309,6 +309,15 @@ def test_a_start_that_is_not_there_is_refused(folder):
         settings(folder, folder, model_name_or_path="./gone").config()
 
 
+def test_a_validation_split_of_too_short_trajectories_is_refused_by_its_name(tmp_path):
+    write_source(tmp_path / "plane", 1, 1, 12, 0)
+    write_source(tmp_path / "plane", 1, 1, 4, 50, "valid")
+    arguments = settings(tmp_path, tmp_path, sources=[str(tmp_path / "plane")])
+    assert len(loop.open_indexes(arguments, arguments.config())) == 1
+    with pytest.raises(ValueError, match="validation_split 'valid': source 'plane': expected at least 5 frames"):
+        open_validation(arguments, arguments.config())
+
+
 def test_trajectories_that_are_too_short_for_own_steps_are_refused_with_the_reason(folder):
     arguments = settings(folder / "data", folder, own_forecasts=0.5, own_steps=9)
     message = r"expected at least 14 frames a trajectory, found 12 .* \(windows have 9 frames more for own_steps\)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -133,6 +134,11 @@ class PretrainingArguments:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, found {vars(self)[name]!r}")
         if self.strategy is not None and self.strategy not in STRATEGIES:
             raise ValueError(f"strategy: expected one of {', '.join(STRATEGIES)}, found {self.strategy!r}")
+        if not isinstance(self.model, dict):
+            raise ValueError(
+                f"model: expected settings of WalrusConfig such as {{hidden_size: 64}}, found {self.model!r}; "
+                "weights to start from are named by model_name_or_path, sizes by model_size"
+            )
         if self.push_to_hub is not None:
             check_repository_name(self.push_to_hub)
         if self.max_seconds is not None and not self.max_seconds > 0:
@@ -209,7 +215,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> PretrainingArgume
     """
     parser = HfArgumentParser(PretrainingArguments, conflict_handler="resolve")  # type: ignore[arg-type]
     parser.add_argument(  # instead of one that could read no dictionary
-        "--model", type=yaml.safe_load, default={}, help="Settings of WalrusConfig on top of the size's, in YAML."
+        "--model", type=_settings, default={}, help="Settings of WalrusConfig on top of the size's, in YAML."
     )
     parser.add_argument("--config", type=Path, help="YAML file with these settings.")
     given, _ = parser.parse_known_args(arguments)
@@ -221,6 +227,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> PretrainingArgume
     if not found.sources:
         raise ValueError("sources: expected at least one, found none; name them in the recipe or with --sources A B")
     return found
+
+
+def _settings(text: str) -> Any:
+    """A flag in YAML; `ArgumentTypeError` for what is none."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError(f"expected YAML, found {text!r} ({error.__class__.__name__})") from error
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

@@ -62,6 +62,8 @@ def open_validation(arguments: PretrainingArguments, config: WalrusConfig) -> li
             found.append(open_index(arguments, base, source, arguments.validation_split))
         except FileNotFoundError as error:
             warnings.warn(f"{source}: not validated, {error}", stacklevel=2)
+        except ValueError as error:
+            raise ValueError(f"validation_split {arguments.validation_split!r}: {error}") from error
     return found
 
 

@@ -278,6 +278,14 @@ def test_a_part_of_another_evaluation_is_not_continued(pipe, runs, tmp_path, cou
     assert counted["numbers"] == [0, 1, 2]
 
 
+def test_an_evaluation_that_was_killed_before_its_settings_were_written_begins(pipe, runs, tmp_path, counted):
+    (tmp_path / "out" / "partial").mkdir(parents=True)
+    (tmp_path / "out" / "partial" / ".settings.json.0123abcd.tmp").write_text('{"format"')
+    run(pipe, runs, tmp_path / "out")
+    assert counted["numbers"] == [0, 1, 2]
+    assert not (tmp_path / "out" / "partial").exists()
+
+
 def test_results_are_kept_until_new_ones_replace_them(pipe, runs, tmp_path, counted):
     run(pipe, runs, tmp_path / "out")
     old = {file: file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()}

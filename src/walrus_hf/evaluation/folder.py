@@ -88,7 +88,7 @@ class EvaluationFolder:
         """
         wanted = json.loads(json.dumps(finite(settings)))
         file = self.partial / "settings.json"
-        if self.partial.exists():
+        if any(self.partial.glob("[!.]*")):  # nothing is in it where a kill came before the settings
             different = _first_difference(_load(file), wanted)
             if different is None:
                 return
@@ -98,7 +98,7 @@ class EvaluationFolder:
                     "folder, or start anew with --overwrite"
                 )
             shutil.rmtree(self.partial)
-        self.partial.mkdir(parents=True)
+        self.partial.mkdir(parents=True, exist_ok=True)
         write_json(file, wanted)
 
     def done(self, scenario: str) -> set[int]:

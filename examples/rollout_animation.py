@@ -2,7 +2,7 @@
 
     python examples/rollout_animation.py --output pictures
     python examples/rollout_animation.py --output pictures --film mp4 --overwrite
-    python examples/rollout_animation.py --model runs/tiny --scenario turbulence_3d --output volumes   # of pretrain.py
+    python examples/rollout_animation.py --model runs/tiny/model --scenario turbulence_3d --output volumes
     python examples/rollout_animation.py --tiny --output pictures        # random weights, seconds on a CPU
 
 Of volumes the film shows the largest value along the last axis, and volume.png slices across all three.

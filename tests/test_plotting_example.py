@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("exponax")
@@ -18,6 +19,10 @@ def test_the_example_is_short_and_opens_with_its_commands():
     lines = EXAMPLE.read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 120
     assert sum("python examples/rollout_animation.py" in line for line in lines[:10]) == 4
+    recipe = yaml.safe_load((EXAMPLE.parent / "configs" / "tiny.yaml").read_text(encoding="utf-8"))
+    assert f"--model {recipe['output_dir']}/model --scenario turbulence_3d" in "\n".join(
+        lines
+    )  # where pretrain.py saves
 
 
 @pytest.mark.filterwarnings("ignore:grid .* is outside the published stride table")

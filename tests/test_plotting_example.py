@@ -20,9 +20,8 @@ def test_the_example_is_short_and_opens_with_its_commands():
     assert len(lines) <= 120
     assert sum("python examples/rollout_animation.py" in line for line in lines[:10]) == 4
     recipe = yaml.safe_load((EXAMPLE.parent / "configs" / "tiny.yaml").read_text(encoding="utf-8"))
-    assert f"--model {recipe['output_dir']}/model --scenario turbulence_3d" in "\n".join(
-        lines
-    )  # where pretrain.py saves
+    model = f"--model {recipe['output_dir']}/model"  # where pretrain.py saves
+    assert any(model in line for line in lines[:10])
 
 
 @pytest.mark.filterwarnings("ignore:grid .* is outside the published stride table")

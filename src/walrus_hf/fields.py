@@ -223,6 +223,11 @@ def check_sides(axis: Any, low: int, high: int) -> None:
         )
 
 
+def decimal_logarithm(values: np.ndarray) -> np.ndarray:
+    """In float32 or better: numpy gives that of float16 and of bytes to three digits."""
+    return np.log10(values, dtype=np.result_type(values, np.float32))
+
+
 def fill_obstacles(values: np.ndarray, mask: np.ndarray | None, number: int = 0, components: int = 0) -> np.ndarray:
     """Values `(..., *grid, ...)` with a number in place of whatever stands inside obstacles.
 

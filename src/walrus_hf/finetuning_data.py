@@ -26,7 +26,7 @@ from .data.source_files import locate_source, open_source
 from .data.statistics import RunningStatistics
 from .data.streams import scenario_processor
 from .data.well import OBSTACLE_MASK
-from .fields import FLAG_NAMES, Trajectory, fill_obstacles
+from .fields import FLAG_NAMES, Trajectory, decimal_logarithm, fill_obstacles
 from .finetuning_arrays import is_own_arrays, load_own_arrays
 from .processing_walrus import WalrusProcessor
 
@@ -346,7 +346,7 @@ def _as_read(name: str, trajectory: Trajectory, processor: WalrusProcessor) -> n
     """The values of a field that the model gets: logarithms, and zeros inside obstacles."""
     values, log = np.asarray(trajectory.fields[name]), name in processor.log_fields
     values = fill_obstacles(values, trajectory.obstacle_mask, 1 if log else 0, trajectory.rank(name))
-    return np.log10(values) if log else values
+    return decimal_logarithm(values) if log else values
 
 
 def scales_of(stats: Mapping[str, Mapping[str, Any]], eps: float) -> dict[str, dict[str, Any]]:

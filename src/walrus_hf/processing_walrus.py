@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 
-from .fields import FLAG_NAMES, PUBLISHED_FIELDS, BoundaryCondition, Trajectory, fill_obstacles, fill_unusable
+from .fields import (
+    FLAG_NAMES,
+    PUBLISHED_FIELDS,
+    BoundaryCondition,
+    Trajectory,
+    decimal_logarithm,
+    fill_obstacles,
+    fill_unusable,
+)
 from .jitter import TokenizationPlan, make_plan, warn_unmeasured
 from .strides import is_volume
 
@@ -451,17 +459,18 @@ def stack_channels(
             continue
         index: tuple[Any, ...] = (..., *channel.component)
         values = arrays[channel.field][index]
+        limit = float(np.finfo(np.float32).max) if channel.log else LARGEST  # forecasts come back as float32
         if constant:
-            values = fill_unusable(values, obstacle_mask, channel.log, LARGEST)
+            values = fill_unusable(values, obstacle_mask, channel.log, limit)
         else:
             values = fill_obstacles(values, obstacle_mask, 1 if channel.log else 0)
         smallest, largest = float(values.min()), float(values.max())
         if not np.isfinite([smallest, largest]).all():
             raise ValueError(f"field {channel.field!r}: expected finite numbers, found NaN or infinity; leave them out")
-        if max(-smallest, largest) > LARGEST:
+        if max(-smallest, largest) > limit:
             raise ValueError(
-                f"field {channel.field!r}: expected magnitudes up to {LARGEST:g}, found {max(-smallest, largest):.3g}; "
-                "rescale its units or take it as a logarithm (log_fields)"
+                f"field {channel.field!r}: expected magnitudes up to {limit:.3g}, found {max(-smallest, largest):.3g}; "
+                "rescale its units" + ("" if channel.log else " or take it as a logarithm (log_fields)")
             )
         if channel.log:
             if not smallest > 0:
@@ -469,7 +478,7 @@ def stack_channels(
                     f"field {channel.field!r}: expected positive values for a logarithm, found {smallest:g}; "
                     "raise them to a small positive floor, or take the field out of log_fields"
                 )
-            values = np.log10(values)
+            values = decimal_logarithm(values)
         stacked[:, i] = values
     return torch.from_numpy(_lift(stacked, len(shape) - 1))
 

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..fields import fill_obstacles, fill_unusable
+from ..fields import decimal_logarithm, fill_obstacles, fill_unusable
 from .fetching import read_arrays
 from .manifest import FileManifest, Manifest
 from .remote import RangeFile
@@ -189,7 +189,7 @@ def as_read(part: Part, scenario: Scenario) -> Part:
             smallest = values.min()
             if not smallest > 0:
                 raise ValueError(f"field {name!r}: expected positive values for a logarithm, found {smallest:g}")
-            values = np.log10(values)
+            values = decimal_logarithm(values)
         return values
 
     fields = {name: read(name, values) for name, values in part.fields.items()}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..fields import Trajectory, fill_obstacles
+from ..fields import Trajectory, decimal_logarithm, fill_obstacles
 from ..metrics import nrmse, vrmse
 from . import ensembles, physics
 from .forecasters import Frame
@@ -33,7 +33,7 @@ class TrajectoryGrid:
         if name not in self.log_fields:
             return values
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.log10(values)
+            return decimal_logarithm(values)
 
     def cells(self, values: np.ndarray) -> np.ndarray:
         """`(*grid, ...)` -> (free cells, components)."""

@@ -176,6 +176,18 @@ def test_constants_and_obstacles_are_lifted_beside_the_fields():
     np.testing.assert_array_equal(inputs["obstacle_mask"][0, ..., 0], mask)
 
 
+@pytest.mark.filterwarnings("error")
+def test_arrays_may_be_views_of_any_order():
+    mask, values = RNG.random((8, 16)) > 0.8, array(3, 8, 16)
+    column = np.broadcast_to(np.arange(16)[:, None] < 2, (16, 8))
+    for seen in (mask[::-1].T, mask.T[:, ::-1], column):
+        given = plane({"pressure": values.transpose(0, 2, 1)[:, ::-1]}, obstacle_mask=seen)
+        found = WalrusProcessor()(given)
+        np.testing.assert_array_equal(found["obstacle_mask"][0, ..., 0], seen)
+        expected = np.where(seen, 0, given.fields["pressure"]).astype(np.float32)
+        np.testing.assert_array_equal(found["field_values"][0, :, 0, ..., 0], expected)
+
+
 def test_a_given_plan_travels_with_the_inputs():
     processor, trajectory = WalrusProcessor(tokens_per_axis=4), plane()
     plan = processor.plan(trajectory.grid, trajectory.boundary_conditions, seed=0)

@@ -195,7 +195,7 @@ class WalrusProcessor(FeatureExtractionMixin):
             channels, trajectory.fields, (trajectory.num_frames, *trajectory.grid), obstacle
         )[None]
         if obstacle is not None:
-            data["obstacle_mask"] = torch.from_numpy(_lift(obstacle, len(trajectory.axes)))[None]
+            data["obstacle_mask"] = torch.from_numpy(_lift(obstacle, len(trajectory.axes)).copy())[None]
         if constants:
             data["constant_values"] = stack_channels(
                 constants, trajectory.constant_fields, (1, *trajectory.grid), obstacle, constant=True

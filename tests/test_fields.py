@@ -132,6 +132,21 @@ def test_lists_and_integers_are_accepted_as_arrays():
     np.testing.assert_array_equal(trajectory.fields["a"], [[1, 2, 3], [4, 5, 6]])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32])
+def test_masked_cells_have_no_value(dtype):
+    masked = np.ma.masked_equal(np.arange(4 * 6 * 9, dtype=dtype).reshape(4, 6, 9), 60)
+    trajectory = plane(fields={"pressure": masked}, constant_fields={"mask": masked[1]})
+    for values in (trajectory.fields["pressure"], trajectory.constant_fields["mask"]):
+        assert type(values) is np.ndarray
+        assert np.isnan(values).sum() == 1
+    assert trajectory.fields["pressure"].dtype == (np.float64 if dtype == np.int32 else dtype)
+    with pytest.raises(ValueError, match="field 'pressure', frame 1: expected finite numbers, found 1 NaN"):
+        trajectory.check_finite()
+    dataclasses.replace(trajectory, obstacle_mask=masked.mask[1]).check_finite()
+    whole = plane(fields={"pressure": np.ma.asarray(masked.data)}).fields["pressure"]
+    assert (type(whole), whole.dtype) == (np.ndarray, dtype)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

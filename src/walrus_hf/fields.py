@@ -59,7 +59,8 @@ class Trajectory:
 
     Args:
         fields: name -> array `(T, *grid)` for scalars, `(T, *grid, d)` for vectors, `(T, *grid, d, d)` for rank-2
-            tensors in row-major order, where `d = len(axes)`. All in their own units, all with the same `T`.
+            tensors in row-major order, where `d = len(axes)`. All in their own units, all with the same `T`. Cells
+            without a value in a masked array become NaN.
         boundary_conditions: axis -> `"periodic"`, `"wall"` or `"open"`, or a `(low side, high side)` pair.
         constant_fields: name -> array without the leading `T`; read by the model, never forecast.
         axes: one name an axis of the grid, `("x",)` to `("x", "y", "z")`, or curvilinear ones such as
@@ -99,8 +100,8 @@ class Trajectory:
         both = sorted(set(self.fields) & set(self.constant_fields))
         if both:
             raise ValueError(f"{', '.join(both)}: given as a field and as a constant field; leave one of the two out")
-        self.fields = {name: np.asarray(values) for name, values in self.fields.items()}
-        self.constant_fields = {name: np.asarray(values) for name, values in self.constant_fields.items()}
+        self.fields = {name: _plain(values) for name, values in self.fields.items()}
+        self.constant_fields = {name: _plain(values) for name, values in self.constant_fields.items()}
         self._check_shapes()
         self.boundary_conditions = self._parse_boundary_conditions(self.boundary_conditions)
         if self.obstacle_mask is not None:
@@ -212,6 +213,13 @@ class Trajectory:
                 f"{what}: expected finite numbers, found {bad} NaN or infinite of {values.size}; "
                 "cut those frames off or fill the cells before forecasting"
             )
+
+
+def _plain(values: Any) -> np.ndarray:
+    """An array; NaN where a masked one (netCDF4 reads them) has no value, for what lies below the mask is no number."""
+    if np.ma.is_masked(values) and values.dtype.kind in "biuf":
+        values = values.astype(np.result_type(values.dtype, np.float16)).filled(np.nan)
+    return np.asarray(values)
 
 
 def check_sides(axis: Any, low: int, high: int) -> None:

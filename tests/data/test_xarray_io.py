@@ -143,6 +143,8 @@ def test_dates_become_seconds(tmp_path):
     for dataset in (plain(times), plain(times.astype("datetime64[s]")), through_netcdf(plain(times), tmp_path)):
         trajectory = from_xarray(dataset, WALLS)
         assert (trajectory.time, trajectory.dt) == (86400.0, 21600.0)
+    far = from_xarray(plain(np.array(["2970-01-01", "2970-01-02", "2970-01-03"], dtype="datetime64[s]")), WALLS)
+    assert (far.time, far.dt) == ((365 * 1000 + 243) * 86400.0, 86400.0)  # nanoseconds do not reach that far
     durations = from_xarray(plain(np.array([500, 1000, 1500], dtype="timedelta64[ms]")), WALLS)
     assert (durations.time, durations.dt) == (0.5, 0.5)
 
@@ -160,6 +162,18 @@ def test_unequal_steps_give_their_mean_and_one_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert from_xarray(plain([0.0, 1.0, 2.0]), WALLS).dt == 1.0
+
+
+def test_cells_that_differ_in_size_are_warned_of():
+    wide = plain(range(3)).assign_coords(x=[0.0, 1.0, 21.0])
+    with pytest.warns(UserWarning, match="expected cells of one width along 'x', found 1 to 20; models take") as caught:
+        from_xarray(wide, WALLS)
+    assert [warning.filename for warning in caught] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        from_xarray(wide.assign_attrs(grid_type="spherical"), WALLS)
+        for even in ([0.0, 1.0, 2.0], ["west", "middle", "east"], np.array([0, 2, 4], dtype="datetime64[D]")):
+            from_xarray(wide.assign_coords(x=even), WALLS)
 
 
 def test_a_foreign_byte_order_is_turned():

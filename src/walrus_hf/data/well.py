@@ -20,7 +20,7 @@ import math
 import operator
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import h5py
@@ -283,11 +283,16 @@ def _coordinates(file: Any, trajectory: int) -> dict[str, np.ndarray]:
 
 
 def uneven_cells(file: Any, trajectory: int = 0) -> list[str]:
+    """`uneven_axes` of a file."""
+    return uneven_axes(_coordinates(file, trajectory), text_of(file.attrs.get("grid_type", "cartesian")))
+
+
+def uneven_axes(coordinates: Mapping[str, np.ndarray], grid_type: str) -> list[str]:
     """In words, the axes of a Cartesian grid whose cells differ in size; of other grids that is known."""
-    if text_of(file.attrs.get("grid_type", "cartesian")) != "cartesian":
-        return []
-    found = []
-    for axis, positions in _coordinates(file, trajectory).items():
+    found: list[str] = []
+    for axis, positions in coordinates.items():
+        if grid_type != "cartesian" or positions.dtype.kind not in "iuf":
+            continue
         widths = np.abs(np.diff(np.asarray(positions, dtype=np.float64)))
         # What the precision of the positions leaves open is no difference.
         rounding = 4 * np.finfo(np.float32).eps * np.abs(positions).max()

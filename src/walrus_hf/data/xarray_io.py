@@ -19,13 +19,14 @@ The order of a variable's dimensions does not matter.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from ..fields import Trajectory
-from .well import time_step
+from .well import time_step, uneven_axes
 
 TIME, MEMBER, OBSTACLE_MASK, ENSEMBLE_SUFFIX = "time", "member", "obstacle_mask", "_ensemble"
 COMPONENTS: tuple[tuple[str, ...], ...] = ((), ("component",), ("component_i", "component_j"))  # by rank
@@ -40,7 +41,8 @@ def from_xarray(dataset: Any, boundary_conditions: Mapping[str, Any] | None = No
         boundary_conditions: axis -> kind or (low, high), as in `Trajectory`; None takes them from `dataset.attrs`.
 
     Returns:
-        Fields (T, *grid), (T, *grid, d) and (T, *grid, d, d), in the numbers' own type and units.
+        Fields (T, *grid), (T, *grid, d) and (T, *grid, d, d), in the numbers' own type and units. Cells of different
+        widths are warned about.
 
     Raises:
         ImportError: xarray is not installed.
@@ -64,7 +66,7 @@ def from_xarray(dataset: Any, boundary_conditions: Mapping[str, Any] | None = No
             constants[str(name)] = values
     obstacles = constants.pop(OBSTACLE_MASK, None)
     time, dt = _time_and_step(dataset)
-    return Trajectory(
+    trajectory = Trajectory(
         fields=fields,
         constant_fields=constants,
         boundary_conditions=_boundary_conditions(dataset) if boundary_conditions is None else boundary_conditions,
@@ -77,6 +79,9 @@ def from_xarray(dataset: Any, boundary_conditions: Mapping[str, Any] | None = No
         ensemble=ensemble or None,
         grid_type=str(dataset.attrs.get("grid_type", "cartesian")),
     )
+    for problem in uneven_axes(trajectory.coordinates, trajectory.grid_type):
+        warnings.warn(problem, stacklevel=2)
+    return trajectory
 
 
 def to_xarray(trajectory: Trajectory) -> Any:
@@ -181,7 +186,8 @@ def _time_and_step(dataset: Any) -> tuple[float, float]:
     times = dataset[TIME].values
     first: Any = times[0]
     if times.dtype.kind in "mM":
-        first = first.astype("timedelta64[ns]" if times.dtype.kind == "m" else "datetime64[ns]").astype(np.int64) / 1e9
+        zero: Any = np.timedelta64(0, "s") if times.dtype.kind == "m" else np.datetime64(0, "s")
+        first = (first - zero) / np.timedelta64(1, "s")
         times = (times - times[0]) / np.timedelta64(1, "s")
     if times.dtype.kind not in "iuf":
         raise ValueError(

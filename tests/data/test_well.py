@@ -1,5 +1,6 @@
 """The Well's files: against The Well's own reader, and what a round trip keeps."""
 
+import dataclasses
 import io
 import subprocess
 import sys
@@ -336,6 +337,14 @@ def test_a_single_frame_keeps_its_step(tmp_path):
     trajectory = make().frames(2, 3)
     save_well(trajectory, tmp_path / "a.hdf5")
     assert_equal(load_well(tmp_path / "a.hdf5"), trajectory)
+
+
+def test_single_frames_of_one_time_keep_steps_of_their_own(tmp_path):
+    batch = [dataclasses.replace(make(seed=seed).frames(2, 3), dt=dt) for seed, dt in enumerate((0.1, 0.2))]
+    assert batch[0].time == batch[1].time
+    save_well(batch, tmp_path / "a.hdf5")
+    for number, trajectory in enumerate(batch):
+        assert_equal(load_well(tmp_path / "a.hdf5", number), trajectory)
 
 
 def test_numbers_keep_their_type_but_not_a_foreign_byte_order(tmp_path):

@@ -186,7 +186,8 @@ def _write_dimensions(group: Any, batch: list[Trajectory]) -> None:
     group.attrs["spatial_dims"] = _string_list(first.axes)
     dataset = _write_dimension(group, "time", [_times(trajectory) for trajectory in batch])
     steps = [float(trajectory.dt) for trajectory in batch]
-    dataset.attrs["dt"] = steps if dataset.attrs["sample_varying"] else steps[0]
+    # Times of single frames can be the same, and their steps not.
+    dataset.attrs["dt"] = steps if dataset.attrs["sample_varying"] or len(set(steps)) > 1 else steps[0]
     for axis, n in zip(first.axes, first.grid):
         given = axis in first.coordinates
         positions = [trajectory.coordinates[axis] for trajectory in batch] if given else [np.arange(n)]

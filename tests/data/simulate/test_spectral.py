@@ -337,6 +337,8 @@ def test_unusable_arguments_are_refused(simulate, grid):
         simulate(0, grid=(*grid[:-1], 8))
     with pytest.raises(ValueError, match="three" if len(grid) == 3 else "two"):
         simulate(0, grid=(32,) * (2 if len(grid) == 3 else 3))
+    with pytest.raises(ValueError, match=r"grid: expected .* numbers of cells.*, found 48"):
+        simulate(0, grid=48)
     with pytest.raises(ValueError, match="frames: expected at least 1"):
         simulate(0, grid=grid, frames=0)
     for dt in (0.0, float("nan"), float("inf")):

@@ -23,7 +23,7 @@ MOST_STEPS = 10_000  # a frame
 
 def check_arguments(grid: Sequence[int], frames: int, dt: float, dimensions: int = 2) -> None:
     """`ValueError` unless `grid` has that many axes of enough cells and `frames` and `dt` make a trajectory."""
-    if len(grid) != dimensions or min(grid) < SMALLEST_GRID:
+    if np.ndim(grid) != 1 or len(grid) != dimensions or min(grid) < SMALLEST_GRID:
         expected = {
             1: "a number of cells (H,)",
             2: "two numbers of cells (H, W)",

@@ -257,7 +257,9 @@ def _advection_diffusion_solver(grid: tuple[int, int, int], frames: int) -> Any:
 
 
 def _check_line_or_plane(grid: Sequence[int], frames: int, dt: float) -> None:
-    check_arguments(grid, frames, dt, dimensions=1 if len(grid) == 1 else 2)
+    if np.ndim(grid) != 1 or len(grid) not in (1, 2):
+        raise ValueError(f"grid: expected one or two numbers of cells, (H,) or (H, W), found {grid}")
+    check_arguments(grid, frames, dt, dimensions=len(grid))
 
 
 def _crossed_shear(rng: np.random.Generator, grid: tuple[int, int, int]) -> np.ndarray:

@@ -340,6 +340,11 @@ REFUSED = {
     "a list of pairs": ({"field_names": ["a=b"]}, r"field_names: expected a dictionary, found \['a=b'\]"),
     "too many frames": ({"frames": 12}, "expected at least 13 frames for 12 input frames 1 apart"),
     "four bits of all weights": ({"quantization": "4bit", "method": "full"}, "quantization: expected method 'lora'"),
+    "a preset of no adapter": (
+        {"method": "full", "preset": "dora"},
+        "preset, lora: expected method 'lora' beside them",
+    ),
+    "settings of no adapter": ({"method": "head", "lora": {"lora_dropout": 0.1}}, "found 'head', which trains no"),
     "a new field that is not there": ({"new_fields": {"soot": None}}, r"new_fields: expected fields of the data"),
     "a misspelt name": (
         {"field_names": {"presure": "C"}},

@@ -102,6 +102,10 @@ class FinetuningArguments:
                 raise ValueError(f"{name}: expected one of {', '.join(map(str, known))}, found {vars(self)[name]!r}")
         self._check_names()
         self._check_numbers()
+        if self.method != "lora" and (self.lora or self.preset != DEFAULT_PRESET):
+            raise ValueError(
+                f"preset, lora: expected method 'lora' beside them, found {self.method!r}, which trains no adapter"
+            )
         if self.quantization and self.method != "lora":
             raise ValueError(
                 f"quantization: expected method 'lora', found {self.method!r}; other weights need all bits"

@@ -119,6 +119,10 @@ def test_a_grid_outside_the_published_table_is_warned_of_in_one_line(run, model)
         (("--model", "./gone"), "./gone: expected the folder of a checkpoint, found none"),
         (("--device", "abacus"), "found 'abacus'"),
         (("--grid", "64x64", "--finetune", "lora", "--preset", "all"), "preset: expected one of attention, mlp"),
+        (
+            ("--grid", "64x64", "--finetune", "full", "--preset", "dora"),
+            "--preset: expected together with --finetune lora",
+        ),
     ],
 )
 def test_bad_questions_are_refused_in_one_line_before_anything_is_printed(run, refused, options, message):

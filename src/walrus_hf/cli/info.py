@@ -63,6 +63,8 @@ def info(
 
     if finetune is not None and (finetune not in ("lora", "full", "head") or grid is None):
         raise ValueError(f"--finetune: expected lora, full or head, and a --grid, found {finetune!r} and {grid!r}")
+    if preset is not None and finetune != "lora":
+        raise ValueError(f"--preset: expected together with --finetune lora, found {finetune!r}")
     preset = preset_name(preset or DEFAULT_PRESET)
     if steps is not None and grid is None:
         raise ValueError(f"--steps: expected a --grid beside it, found {steps} alone")

@@ -16,6 +16,7 @@ from walrus_hf import WalrusPipeline
 from walrus_hf.data import collate
 from walrus_hf.finetuning import lora_config
 from walrus_hf.finetuning_data import Windows, check_fields, open_data, split_windows
+from walrus_hf.strides import is_volume
 
 
 class Frames(Dataset):
@@ -59,7 +60,10 @@ def main() -> None:
         train_dataset=trained, eval_dataset=held, callbacks=[EarlyStoppingCallback(5)],
     )  # fmt: skip
     trainer.train()
-    pipe.processor.context_frames = given.frames
+    if is_volume(opened.template.grid):
+        pipe.processor.context_frames_3d = given.frames
+    else:
+        pipe.processor.context_frames = given.frames
     WalrusPipeline(trainer.model, pipe.processor).save_pretrained(given.output / "adapter")
     print(f"held-out loss {trainer.evaluate()['eval_loss']:.4f}; written: {given.output / 'adapter'}")
 

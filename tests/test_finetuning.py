@@ -12,7 +12,7 @@ import pytest
 import torch
 from accelerate import DistributedType
 
-from walrus_hf import Trajectory, WalrusPipeline, save_well
+from walrus_hf import Trajectory, WalrusPipeline, finetuning_results, save_well
 from walrus_hf.curves import training_curves
 from walrus_hf.data.statistics import RunningStatistics, write_stats
 from walrus_hf.evaluation import Protocol, evaluate
@@ -140,6 +140,24 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(folder, tmp_pat
         assert results(tmp_path / "whole")[what] == results(tmp_path / "cut")[what]
     rows = [(tmp_path / run / "metrics.jsonl").read_text().splitlines() for run in ("whole", "cut")]
     assert [json.loads(row)["loss"] for row in rows[0]] == [json.loads(row)["loss"] for row in rows[1]]
+
+
+def test_a_run_that_was_killed_while_it_wrote_its_results_can_finish(folder, tmp_path, monkeypatch):
+    write = finetuning_results.write_text
+
+    def killed(path, text):
+        if path.name == "results.json":
+            raise KeyboardInterrupt
+        write(path, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetuning_results, "write_text", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fit(folder, RUNS, tmp_path / "out", **QUICK)
+    fit(folder, RUNS, tmp_path / "out", resume=True, **QUICK)
+    assert results(tmp_path / "out")["steps"] == QUICK["max_steps"]
+    assert len((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()) == QUICK["max_steps"]
+    assert not (tmp_path / "out" / "checkpoints").exists()
 
 
 def test_without_progress_the_run_ends_early_with_the_best_weights(base, tmp_path):

@@ -105,7 +105,7 @@ def write_results(
     folder: Path, result: WalrusPipeline, tuning: Tuning, rollout: Rollouts, base_name: str, data: str,
     given: FinetuningArguments,
 ) -> None:  # fmt: skip
-    """The result beside its checkpoints: first aside, then moved, `results.json` last."""
+    """The result beside its checkpoints: first aside, then moved, `results.json` last; then the checkpoints go."""
     aside = folder / ".result"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -130,13 +130,14 @@ def write_results(
     _replace_state(folder, aside)
     metrics = folder / CHECKPOINTS / "metrics.jsonl"
     if metrics.is_file():
-        os.replace(metrics, folder / "metrics.jsonl")
+        write_text(folder / "metrics.jsonl", metrics.read_text(encoding="utf-8"))
+    # Before the checkpoints go: with them, whoever is killed in between can finish later.
+    write_text(folder / RESULTS, json.dumps(results, indent=1) + "\n")
     # Renamed first: half removed, they would make the run look interrupted.
     done = folder / f".{CHECKPOINTS}-done"
     shutil.rmtree(done, ignore_errors=True)
     if (folder / CHECKPOINTS).is_dir():
         os.replace(folder / CHECKPOINTS, done)
-    write_text(folder / RESULTS, json.dumps(results, indent=1) + "\n")
     shutil.rmtree(done, ignore_errors=True)
 
 

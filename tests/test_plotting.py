@@ -147,6 +147,16 @@ def test_one_dimensional_data_are_lines(tmp_path):
     np.testing.assert_array_equal(figure.axes[1].lines[1].get_ydata(), waves["u"][2])
 
 
+def test_a_vector_on_a_line_keeps_its_sign():
+    velocity = np.sin(np.linspace(0, 6, 20)) * np.array([[1.0], [0.5], [-0.5]])
+    truth = box({"velocity": velocity[..., None]}, axes=("x",))
+    forecast = box({"velocity": 0.5 * velocity[..., None]}, axes=("x",))
+    (row,) = panels.rows_of(forecast, truth)
+    assert row.label == "velocity"
+    for panel, expected in zip(row.panels, (velocity, 0.5 * velocity, -0.5 * velocity), strict=True):
+        np.testing.assert_allclose(panel.values, expected)
+
+
 def test_panels_show_the_steps_asked_for(pair, tmp_path):
     rows = panels.rows_of(*pair, "tracer")
     figure = panels.panels_figure(rows, pair[0], [2, 5])

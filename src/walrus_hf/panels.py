@@ -1,7 +1,7 @@
 """What a picture of a forecast shows: planes of fields, their limits and colours, and how one of them is drawn.
 
-Vectors and tensors are shown by their magnitude; of volumes a middle slice or the maximum along an axis. matplotlib is
-imported only where something is drawn.
+Vectors and tensors are shown by their magnitude, on a line as they are; of volumes a middle slice or the maximum along
+an axis. matplotlib is imported only where something is drawn.
 """
 
 from __future__ import annotations
@@ -113,24 +113,31 @@ def rows_of(
 
 def planes(name: str, forecast: Trajectory, truth: Trajectory | None, view: View) -> list[np.ndarray]:
     """What is seen of a field: forecast, or truth, forecast and error, each (T, n) or (T, n, m)."""
-    rank = forecast.rank(name)
+    rank = 0 if has_sign(name, forecast) else forecast.rank(name)
     mask = forecast.obstacle_mask if truth is None or truth.obstacle_mask is None else truth.obstacle_mask
     given = [forecast.fields[name]] if truth is None else [truth.fields[name], forecast.fields[name]]
+    if rank < forecast.rank(name):  # (T, n, 1) or (T, n, 1, 1)
+        given = [values.reshape(values.shape[:2]) for values in given]
     signed = rank == 0 and is_signed(given[0])
     shown = [_shown(values, rank, mask, forecast, view, signed) for values in given]
     if truth is not None:
         # Of vectors the magnitude of the difference: a difference of magnitudes would hide errors of direction.
         with np.errstate(invalid="ignore", over="ignore"):
-            error = np.subtract(forecast.fields[name], truth.fields[name], dtype=np.float64)
+            error = np.subtract(given[1], given[0], dtype=np.float64)
         shown.append(_shown(error, rank, mask, forecast, view, signed=rank == 0))
     return shown
+
+
+def has_sign(name: str, trajectory: Trajectory) -> bool:
+    """Whether a field is shown as it is: scalars, and on a line, where they have one component, vectors and tensors."""
+    return trajectory.rank(name) == 0 or len(trajectory.axes) == 1
 
 
 def row_from(
     name: str, shown: Sequence[np.ndarray], forecast: Trajectory, units: Mapping[str, str] | None = None
 ) -> Row:
     """Limits and colours of what `planes` returned. Those of the truth hold for the forecast too."""
-    is_scalar = forecast.rank(name) == 0
+    is_scalar = has_sign(name, forecast)
     label, unit = name if is_scalar else f"|{name}|", (units or {}).get(name, OWN_UNITS)
     bounds, colours = limits(shown[0])
     if len(shown) == 1:

@@ -36,7 +36,7 @@ def animate(
 
     Vectors and tensors are shown by their magnitude, and their error as the magnitude of the difference. Colour limits
     are those of the truth over all frames, centred on zero where both signs matter. One-dimensional data are drawn as
-    lines.
+    lines, their vectors with their sign.
 
     Args:
         forecast: the frames to show; the first has the lead time `dt`.

@@ -166,6 +166,8 @@ def test_masked_cells_have_no_value(dtype):
         ({"fields": {"p": np.zeros((4, 6, 9), complex)}}, "field 'p': expected real numbers, found dtype complex128"),
         ({"fields": {"p": np.full((4, 6, 9), "a")}}, "field 'p': expected real numbers, found dtype <U1"),
         ({"obstacle_mask": np.zeros((9, 6))}, r"obstacle_mask: expected shape \(6, 9\), found \(9, 6\)"),
+        ({"obstacle_mask": np.linspace(-1, 1, 54).reshape(6, 9)}, "obstacle_mask: .* give distance < 0"),
+        ({"obstacle_mask": np.full((6, 9), np.nan)}, "obstacle_mask: expected True or 1"),
         ({"coordinates": {"x": np.arange(9)}}, r"coordinates\['x'\]: expected one position a cell"),
         ({"coordinates": {"r": np.arange(6)}}, r"coordinates\['r'\]: expected one position a cell"),
     ],
@@ -222,6 +224,11 @@ def test_the_finite_check_names_the_field_and_the_frame(bad, dtype):
     values[2, 3, 4, 1] = values[2, 0, 0, 0] = values[3, 0, 0, 0] = bad
     with pytest.raises(ValueError, match=r"field 'velocity', frame 2: .* found 2 NaN or infinite of 108; cut those"):
         trajectory.check_finite()
+
+
+def test_obstacle_masks_of_zeros_and_ones_are_yes_and_no():
+    for dtype in (np.uint8, np.float32):
+        np.testing.assert_array_equal(plane(obstacle_mask=np.eye(6, 9, dtype=dtype)).obstacle_mask, np.eye(6, 9) == 1)
 
 
 def test_the_finite_check_passes_over_what_stands_inside_obstacles():

@@ -105,7 +105,7 @@ class Trajectory:
         self._check_shapes()
         self.boundary_conditions = self._parse_boundary_conditions(self.boundary_conditions)
         if self.obstacle_mask is not None:
-            self.obstacle_mask = np.asarray(self.obstacle_mask, dtype=bool)
+            self.obstacle_mask = _yes_or_no(self.obstacle_mask)
             if self.obstacle_mask.shape != self.grid:
                 raise ValueError(f"obstacle_mask: expected shape {self.grid}, found {self.obstacle_mask.shape}")
         for axis, positions in self.coordinates.items():
@@ -220,6 +220,17 @@ def _plain(values: Any) -> np.ndarray:
     if np.ma.is_masked(values) and values.dtype.kind in "biuf":
         values = values.astype(np.result_type(values.dtype, np.float16)).filled(np.nan)
     return np.asarray(values)
+
+
+def _yes_or_no(mask: Any) -> np.ndarray:
+    """A mask in Booleans; as such, NaN and every number but 0 would be an obstacle."""
+    mask = np.asarray(mask)
+    if mask.dtype != bool and not np.isin(mask, (0, 1)).all():
+        raise ValueError(
+            "obstacle_mask: expected True or 1 inside obstacles and False or 0 elsewhere, found other numbers; of a "
+            "distance that is negative inside, give distance < 0"
+        )
+    return mask.astype(bool, copy=False)
 
 
 def check_sides(axis: Any, low: int, high: int) -> None:

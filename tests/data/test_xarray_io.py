@@ -189,6 +189,7 @@ def test_a_foreign_byte_order_is_turned():
     [
         (lambda d: d["u"], "expected an xarray.Dataset, found DataArray"),
         (lambda d: d.rename(time="t"), "expected a data variable with the dimension 'time'"),
+        (lambda d: d.assign(obstacle_mask=d["u"] > 0), "obstacle_mask: expected dimensions without 'time'"),
         (lambda d: d.assign_attrs(dt="0.1 s"), "attribute 'dt': expected a number, found '0.1 s'"),
         (lambda d: d.isel(time=slice(0)), "dimension 'time': expected at least one frame, found none"),
         (lambda d: d[[]].assign(mean=d["u"].isel(x=0, drop=True).isel(y=0, drop=True)), "one for each axis"),

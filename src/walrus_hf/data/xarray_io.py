@@ -65,6 +65,8 @@ def from_xarray(dataset: Any, boundary_conditions: Mapping[str, Any] | None = No
         else:
             constants[str(name)] = values
     obstacles = constants.pop(OBSTACLE_MASK, None)
+    if OBSTACLE_MASK in fields:
+        raise ValueError(f"{OBSTACLE_MASK}: expected dimensions without {TIME!r}, for obstacles stand still")
     time, dt = _time_and_step(dataset)
     trajectory = Trajectory(
         fields=fields,
@@ -75,7 +77,7 @@ def from_xarray(dataset: Any, boundary_conditions: Mapping[str, Any] | None = No
         time=time,
         name=dataset.attrs.get("name"),
         coordinates={axis: dataset[axis].values for axis in axes if axis in dataset.coords},
-        obstacle_mask=None if obstacles is None else obstacles != 0,
+        obstacle_mask=obstacles,
         ensemble=ensemble or None,
         grid_type=str(dataset.attrs.get("grid_type", "cartesian")),
     )

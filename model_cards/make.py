@@ -191,7 +191,7 @@ def nano_training(trained: Mapping[str, Any]) -> str:
     table = markdown_table(["scenario of `walrus_hf.data.simulate`", "grids", "parameters of the variants"], rows)
     history = f" {trained['history']}" if trained.get("history") else ""
     return (
-        f"{trained['scenario_count']} scenarios in {trained['variants_each']} variants, each a source of "
+        f"{trained['source_count']} variants of {trained['scenario_count']} scenarios, each a source of "
         f"{trained['trajectories']} trajectories of {trained['frames_each']} frames (split `train`), simulated for "
         f"it:\n\n{table}\n\n{trained['steps']:,} optimiser steps in {trained['minutes']:,} minutes of one core, by "
         f"{recipe}: {trained['windows']:,} windows of {trained['frames']} frames and the "

@@ -280,13 +280,13 @@ def test_the_card_of_walrus_nano_covers_all_its_training_data_and_is_small():
     trained = results["training"]["scenarios"]
     assert {name.partition("/")[2] for name in results["test"]} == set(trained)
     assert len(results["test"]) == sum(len(found["variants"]) for found in trained.values()) >= 24
-    assert {len(found["grid"]) for found in results["test"].values()} == {2, 3}
+    assert {len(found["grid"]) for found in results["test"].values()} == {1, 2, 3}
     assert len(results["unseen"]) >= 12
     for known in ("persistence", "linear_extrapolation", "dmd"):
         assert all(known in found["forecasters"] for found in [*results["test"].values(), *results["unseen"].values()])
     assert "not measured" in text or results["baselines"] is not None
     folder = CARDS / "walrus-nano"
-    assert (folder / "results.json").stat().st_size < 300_000
+    assert (folder / "results.json").stat().st_size < 400_000
     assert (folder / "forecast.gif").stat().st_size < 1_000_000
 
 

@@ -280,9 +280,13 @@ def trained(checkpoint: Path, arguments: PretrainingArguments, given: argparse.N
     kept = ("seed", "max_steps", "learning_rate", "muon", "ema_decay", "mode", "batch_size", "frames", "stride_max",
             "tokens", "own_forecasts", "own_steps", "gradient_accumulation_steps", "augment", "max_grad_norm",
             "weight_decay")  # fmt: skip
-    simulation = runpy.run_path(str(ROOT / "examples" / "simulate.py"))
-    sources = {Path(source).name for source in arguments.sources}
-    scenarios = {name: variants for name, variants in simulation["NANO"].items() if name in sources}
+    sources = {"/".join(Path(source).parts[-2:]) for source in arguments.sources}
+    scenarios: dict[str, dict[str, list]] = {}
+    for name, number, parameters in runpy.run_path(str(ROOT / "examples" / "simulate.py"))["nano_variants"]():
+        if f"{number}/{name}" in sources:
+            found = scenarios.setdefault(name, {"grids": [], "variants": []})
+            found["grids"].append("x".join(map(str, parameters["grid"])))
+            found["variants"].append({key: value for key, value in parameters.items() if key != "grid"})
     return {
         "recipe": recipe.relative_to(ROOT).as_posix() if recipe.is_relative_to(ROOT) else None,
         "commit": given.commit, "history": given.history, "command": command(given),
@@ -290,11 +294,9 @@ def trained(checkpoint: Path, arguments: PretrainingArguments, given: argparse.N
         "minutes": minutes + round(given.cores * sum(row["seconds"] for row in rows) / 60),
         "windows": windows + round(sum(row["samples_per_second"] * row["seconds"] for row in rows)),
         **{name: getattr(arguments, name) for name in kept},
-        "scenarios": {
-            name: {"grids": ["x".join(map(str, grid)) for grid in grids], "variants": list(variants)}
-            for name, (grids, *variants) in scenarios.items()
-        },
-        "scenario_count": len(scenarios), "variants_each": 3, "trajectories": 16, "frames_each": 96,
+        "scenarios": scenarios, "scenario_count": len(scenarios),
+        "source_count": sum(len(found["grids"]) for found in scenarios.values()),
+        "trajectories": 16, "frames_each": 96,
     }  # fmt: skip
 
 

@@ -77,11 +77,11 @@ def main() -> None:
 
 def nano_variants() -> list[tuple[str, int, dict]]:
     """Scenario, number of the variant, which is the seed too, and parameters of each source of configs/nano.yaml."""
-    variants = {
-        name: [{"grid": grid, **parameters} for grid, parameters in zip(grids, settings, strict=True)]
-        for name, (grids, *settings) in NANO.items()
-    }
-    return [(name, i, found) for name in NANO for i, found in enumerate(variants[name] + WIDER.get(name, []))]
+    found = []
+    for name, (grids, *settings) in NANO.items():
+        variants = [{"grid": grid, **parameters} for grid, parameters in zip(grids, settings, strict=True)]
+        found += [(name, number, parameters) for number, parameters in enumerate(variants + WIDER.get(name, []))]
+    return found
 
 
 def write(name: str, folder: str, counts: dict, seed: int, parameters: dict) -> None:

@@ -113,7 +113,7 @@ def rows_of(
 
 def planes(name: str, forecast: Trajectory, truth: Trajectory | None, view: View) -> list[np.ndarray]:
     """What is seen of a field: forecast, or truth, forecast and error, each (T, n) or (T, n, m)."""
-    rank = 0 if has_sign(name, forecast) else forecast.rank(name)
+    rank = 0 if has_one_component(name, forecast) else forecast.rank(name)
     mask = forecast.obstacle_mask if truth is None or truth.obstacle_mask is None else truth.obstacle_mask
     given = [forecast.fields[name]] if truth is None else [truth.fields[name], forecast.fields[name]]
     if rank < forecast.rank(name):  # (T, n, 1) or (T, n, 1, 1)
@@ -128,8 +128,8 @@ def planes(name: str, forecast: Trajectory, truth: Trajectory | None, view: View
     return shown
 
 
-def has_sign(name: str, trajectory: Trajectory) -> bool:
-    """Whether a field is shown as it is: scalars, and on a line, where they have one component, vectors and tensors."""
+def has_one_component(name: str, trajectory: Trajectory) -> bool:
+    """Whether a field is one number a cell, and shown as it is: scalars, and on a line vectors and tensors, too."""
     return trajectory.rank(name) == 0 or len(trajectory.axes) == 1
 
 
@@ -137,8 +137,8 @@ def row_from(
     name: str, shown: Sequence[np.ndarray], forecast: Trajectory, units: Mapping[str, str] | None = None
 ) -> Row:
     """Limits and colours of what `planes` returned. Those of the truth hold for the forecast too."""
-    is_scalar = has_sign(name, forecast)
-    label, unit = name if is_scalar else f"|{name}|", (units or {}).get(name, OWN_UNITS)
+    single = has_one_component(name, forecast)
+    label, unit = name if single else f"|{name}|", (units or {}).get(name, OWN_UNITS)
     bounds, colours = limits(shown[0])
     if len(shown) == 1:
         return Row(label, unit, [Panel("forecast", shown[0], bounds, colours)], "")
@@ -147,9 +147,9 @@ def row_from(
     panels = [
         Panel("truth", real, bounds, colours),
         Panel("forecast", predicted, bounds, colours),
-        Panel("error", error, (-worst if is_scalar else 0.0, worst), ERROR_MAP if is_scalar else ERROR_SIZE_MAP),
+        Panel("error", error, (-worst if single else 0.0, worst), ERROR_MAP if single else ERROR_SIZE_MAP),
     ]
-    return Row(label, unit, panels, "forecast \u2212 truth" if is_scalar else "|forecast \u2212 truth|")
+    return Row(label, unit, panels, "forecast \u2212 truth" if single else "|forecast \u2212 truth|")
 
 
 def _shown(

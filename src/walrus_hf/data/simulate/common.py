@@ -14,6 +14,7 @@ from ...fields import Trajectory
 # times more accurate than the usual 2/3, and the flow stays stable at a 35th of its default viscosity.
 KEPT_MODES = 0.9
 SMALLEST_GRID = 16
+GRIDS = {1: "a number of cells (H,)", 2: "two numbers of cells (H, W)", 3: "three numbers of cells (H, W, D)"}
 # Largest sum of the velocity's components times the step over a cell. The method bears 1; the rest is room for a speed
 # that grows between two looks at it.
 COURANT = 0.7
@@ -21,15 +22,11 @@ STEPS_BETWEEN_LOOKS = 8
 MOST_STEPS = 10_000  # a frame
 
 
-def check_arguments(grid: Sequence[int], frames: int, dt: float, dimensions: int = 2) -> None:
-    """`ValueError` unless `grid` has that many axes of enough cells and `frames` and `dt` make a trajectory."""
-    if np.ndim(grid) != 1 or len(grid) != dimensions or min(grid) < SMALLEST_GRID:
-        expected = {
-            1: "a number of cells (H,)",
-            2: "two numbers of cells (H, W)",
-            3: "three numbers of cells (H, W, D)",
-        }
-        raise ValueError(f"grid: expected {expected[dimensions]}, at least {SMALLEST_GRID} each, found {grid}")
+def check_arguments(grid: Sequence[int], frames: int, dt: float, dimensions: Sequence[int] = (2,)) -> None:
+    """`ValueError` unless `grid` has one of these numbers of axes, all of enough cells, and the rest is usable, too."""
+    if np.ndim(grid) != 1 or len(grid) not in dimensions or min(grid) < SMALLEST_GRID:
+        expected = " or ".join(GRIDS[n] for n in dimensions)
+        raise ValueError(f"grid: expected {expected}, at least {SMALLEST_GRID} each, found {grid}")
     if frames < 1:
         raise ValueError(f"frames: expected at least 1, found {frames}")
     if not 0 < dt < math.inf:

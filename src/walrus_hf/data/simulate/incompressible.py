@@ -124,7 +124,7 @@ def turbulence_3d(
         ImportError: the extra `sim` is not installed.
         ValueError: unusable arguments, or the solution diverged.
     """
-    check_arguments(grid, frames, dt, dimensions=3)
+    check_arguments(grid, frames, dt, dimensions=(3,))
     rng = np.random.default_rng(seed)
     speed = rng.uniform(0.4, 0.7)
     eddies = np.stack([smooth_noise(rng, grid, 1 / grid[0], shortest=0.25) for _ in range(3)], axis=-1)
@@ -161,7 +161,7 @@ def solve_incompressible(
             f"expected velocity and force (H, W, 2) or (H, W, D, 3), found {velocity.shape} and {force.shape}"
         )
     grid = velocity.shape[:-1]
-    check_arguments(grid, frames, dt, len(grid))
+    check_arguments(grid, frames, dt, (2, 3))
     check_positive(viscosity=viscosity)
     check_finite(velocity=velocity, force=force, drag=drag, spin_up=spin_up)
     if drag < 0 or spin_up < 0:

@@ -8,7 +8,6 @@ Runge-Kutta method works on the Fourier modes of our equations.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -56,16 +55,15 @@ def burgers(
         ImportError: the extra `sim` is not installed.
         ValueError: unusable arguments, or the solution diverged.
     """
-    _check_line_or_plane(grid, frames, dt)
+    check_arguments(grid, frames, dt, (1, 2))
     rng = np.random.default_rng(seed)
     drift, speed = rng.uniform(-0.3, 0.3, size=len(grid)), rng.uniform(0.3, 0.6)
     # Solved on twice the cells: on the cells themselves, the thinnest shocks ring and one in five seeds diverges.
     fine, cell = tuple(2 * n for n in grid), 1 / grid[0]
     waves = np.stack([smooth_noise(rng, fine, cell / 2, shortest=0.2) for _ in grid], axis=-1)
     found = solve_burgers(drift + speed * waves, frames, dt, viscosity).fields["velocity"]
-    found = found[:, ::2, ::2] if len(grid) == 2 else found[:, ::2]
-    axes = "xy"[: len(grid)]
-    return trajectory({"velocity": np.ascontiguousarray(found)}, dt, f"burgers_{seed}", cell, axes)
+    coarse = np.ascontiguousarray(found[(slice(None), *[slice(None, None, 2)] * len(grid))])
+    return trajectory({"velocity": coarse}, dt, f"burgers_{seed}", cell, "xy"[: len(grid)])
 
 
 def wave(seed: int, grid: tuple[int, ...] = (64, 64), frames: int = 40, dt: float = 0.01) -> Trajectory:
@@ -87,15 +85,15 @@ def wave(seed: int, grid: tuple[int, ...] = (64, 64), frames: int = 40, dt: floa
     Raises:
         ValueError: unusable arguments.
     """
-    _check_line_or_plane(grid, frames, dt)
+    check_arguments(grid, frames, dt, (1, 2))
     rng = np.random.default_rng(seed)
     cell = 1 / grid[0]
     speed_of_sound = rng.uniform(0.7, 1.2)
-    lengths = np.multiply(grid, cell)
+    positions, lengths = cell_centres(grid, cell), np.multiply(grid, cell)
     pressure = np.zeros(grid)
     for _ in range(rng.integers(3, 8)):
         centre = rng.uniform(0, 1, size=len(grid)) * lengths
-        away = zip(cell_centres(grid, cell), centre, lengths)
+        away = zip(positions, centre, lengths)
         squared = sum_of_squares(periodic(along - middle, length) for along, middle, length in away)
         pressure += rng.choice((-1, 1)) * rng.uniform(0.4, 1.0) * np.exp(-squared / rng.uniform(0.05, 0.1) ** 2)
     rest = np.zeros((*grid, len(grid)))
@@ -128,7 +126,7 @@ def advection_diffusion_3d(
         ImportError: the extra `sim` is not installed.
         ValueError: unusable arguments, or the solution diverged.
     """
-    check_arguments(grid, frames, dt, dimensions=3)
+    check_arguments(grid, frames, dt, dimensions=(3,))
     rng = np.random.default_rng(seed)
     velocity = _crossed_shear(rng, grid)
     tracer = 1 / (1 + np.exp(-2 * smooth_noise(rng, grid, 1 / grid[0], shortest=0.25)))
@@ -142,7 +140,7 @@ def solve_burgers(velocity: np.ndarray, frames: int, dt: float, viscosity: float
     if len(grid) not in (1, 2) or velocity.shape[-1] != len(grid):
         raise ValueError(f"expected velocity (H, W, 2) or (H, 1), found {velocity.shape}")
     check_finite(velocity=velocity)
-    _check_line_or_plane(grid, frames, dt)
+    check_arguments(grid, frames, dt, (1, 2))
     substeps = steps_a_frame(velocity, dt, 1 / grid[0])  # no component grows beyond its start
     solve = on_cpu(_burgers_solver(grid, frames))
     (found,) = solve(np.float32(velocity), np.float32(viscosity), np.float32(dt / substeps), substeps)
@@ -170,7 +168,7 @@ def solve_wave(
             f"found {pressure.shape} and {velocity.shape}"
         )
     check_finite(pressure=pressure, velocity=velocity, spin_up=spin_up)
-    _check_line_or_plane(pressure.shape, frames, dt)
+    check_arguments(pressure.shape, frames, dt, (1, 2))
     k, kept = modes(pressure.shape, 1 / pressure.shape[0])
     to_modes, to_cells = transforms(np, pressure.shape, kept)
     wavevector, inverse = np.stack(k).astype(np.float64), inverse_square(k).astype(np.float64)
@@ -207,7 +205,7 @@ def solve_advection_diffusion(
         )
     check_finite(tracer=tracer, velocity=velocity)
     grid = (tracer.shape[0], tracer.shape[1], tracer.shape[2])
-    check_arguments(grid, frames, dt, dimensions=3)
+    check_arguments(grid, frames, dt, dimensions=(3,))
     substeps = steps_a_frame(velocity, dt, 1 / grid[0])
     solve = on_cpu(_advection_diffusion_solver(grid, frames))
     steady = np.array(velocity, dtype=np.float32)
@@ -254,12 +252,6 @@ def _advection_diffusion_solver(grid: tuple[int, int, int], frames: int) -> Any:
         return (to_cells(march(jax, integrator.step_fourier, to_modes(tracer), frames, substeps)),)
 
     return jax.jit(solve)
-
-
-def _check_line_or_plane(grid: Sequence[int], frames: int, dt: float) -> None:
-    if np.ndim(grid) != 1 or len(grid) not in (1, 2):
-        raise ValueError(f"grid: expected one or two numbers of cells, (H,) or (H, W), found {grid}")
-    check_arguments(grid, frames, dt, dimensions=len(grid))
 
 
 def _crossed_shear(rng: np.random.Generator, grid: tuple[int, int, int]) -> np.ndarray:

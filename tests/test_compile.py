@@ -40,17 +40,17 @@ def plan_for(model, grid, sides=PERIODIC, seed: int = 0) -> TokenizationPlan:
 
 
 @pytest.mark.parametrize(
-    ("grid", "sides"),
+    ("grid", "sides", "layers"),
     [
-        (PLANE, PERIODIC),
-        pytest.param(PLANE, WALL_OPEN, marks=pytest.mark.slow),
-        (VOLUME, WALL_OPEN),
-        (RESAMPLED, PERIODIC),
+        (PLANE, PERIODIC, 2),
+        pytest.param(PLANE, WALL_OPEN, 2, marks=pytest.mark.slow),
+        (VOLUME, WALL_OPEN, 1),
+        (RESAMPLED, PERIODIC, 1),
     ],
     ids=["2D periodic", "2D wall and open", "3D wall and open", "resampled"],
 )
-def test_a_compiled_model_has_one_graph_and_the_gradients_of_eager_mode(grid, sides):
-    model, inputs = small_model(jitter=True).train(), small_inputs(grid, labels=True)
+def test_a_compiled_model_has_one_graph_and_the_gradients_of_eager_mode(grid, sides, layers):
+    model, inputs = small_model(jitter=True, num_hidden_layers=layers).train(), small_inputs(grid, labels=True)
     plan = plan_for(model, grid, sides)
     expected = model(**inputs, plan=plan)
     expected.loss.backward()
@@ -82,7 +82,7 @@ def test_twenty_plans_that_differ_in_their_shifts_share_one_graph():
 
 
 def test_a_wall_after_a_periodic_box_does_not_reuse_the_old_geometry():
-    model, inputs = small_model(), small_inputs()
+    model, inputs = small_model(num_hidden_layers=1), small_inputs()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     forecasts = []
     for sides in (PERIODIC, WALL_OPEN, [[1, 0], [2, 2], [2, 2]], [[2, 2], [0, 0], [2, 2]], PERIODIC):
@@ -96,7 +96,7 @@ def test_a_wall_after_a_periodic_box_does_not_reuse_the_old_geometry():
 
 
 def test_batch_sizes_need_one_more_graph_and_every_grid_its_own():
-    model, backend = small_model(jitter=True), Backend()
+    model, backend = small_model(jitter=True, num_hidden_layers=1), Backend()
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     for batch, grid, graphs in ((2, PLANE, 1), (3, PLANE, 2), (4, PLANE, 2), (5, PLANE, 2), (2, (24, 16, 1), 3)):
         inputs, plan = small_inputs(grid, batch=batch), plan_for(model, grid)

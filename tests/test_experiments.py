@@ -48,6 +48,31 @@ def test_jitter_is_measured_and_what_is_done_is_not_done_again(monkeypatch, tmp_
     assert written(tmp_path, "jitter") == first
 
 
+def test_jitter_is_measured_against_training_length(monkeypatch, tmp_path):
+    run(monkeypatch, "jitter_length.py", tmp_path, "--seeds", "1")
+    found = written(tmp_path, "jitter_length")
+    assert found["lengths"] == [1, 2, 3, 4]
+    for rows in found["windows"].values():
+        errors = np.array([[rows[str(step)][arm] for arm in ("jitter", "none")] for step in found["lengths"]])
+        assert (errors > 0).all()
+        lower = 1 - errors[:, 0] / errors[:, 1]
+        assert [rows[str(step)]["lower"][0] for step in found["lengths"]] == pytest.approx(lower.tolist(), abs=1e-3)
+    errors = [found["causes"][f"none: {step}"]["one_step"] for step in found["lengths"]]
+    assert errors == sorted(errors, reverse=True)  # other weights at each length, which learn
+
+
+def test_a_length_from_which_jitter_makes_a_difference_is_told():
+    from jitter_length import turns
+
+    rows = {
+        "10": {"median lower": [-0.2, -0.3, -0.1], "lower": [[-0.2, 0.1], [-0.3, -0.1], [-0.1, 0.2]]},
+        "20": {"median lower": [0.1, -0.1, 0.2], "lower": [[0.1, 0.3], [-0.1, 0.2], [0.2, 0.4]]},
+    }
+    assert turns(rows, [10, 20]) == "higher at 10 (-20% (-30 to -10))"
+    assert turns(rows, [10, 20], 1) == "lower at 20 (30% (20 to 40))"
+    assert turns({"20": rows["20"]}, [20]) == "every interval holds zero"
+
+
 @pytest.mark.slow
 def test_components_are_measured_one_by_one(monkeypatch, tmp_path):
     run(monkeypatch, "components.py", tmp_path, "--seeds", "1")

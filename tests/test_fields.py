@@ -168,6 +168,17 @@ def test_masked_cells_have_no_value(dtype):
         ({"obstacle_mask": np.zeros((9, 6))}, r"obstacle_mask: expected shape \(6, 9\), found \(9, 6\)"),
         ({"obstacle_mask": np.linspace(-1, 1, 54).reshape(6, 9)}, "obstacle_mask: .* give distance < 0"),
         ({"obstacle_mask": np.full((6, 9), np.nan)}, "obstacle_mask: expected True or 1"),
+        ({"ensemble": {"pressure": np.zeros((2, 3, 6, 9))}}, r"ensemble\['pressure'\]: .*\(members, 4, 6, 9\).*stack"),
+        ({"ensemble": {"pressure": np.zeros((4, 6, 9))}}, r"ensemble\['pressure'\]: .* found \(4, 6, 9\)"),
+        ({"ensemble": {"pressure": np.zeros((0, 4, 6, 9))}}, r"ensemble\['pressure'\]: .*at least one member"),
+        ({"ensemble": {"pressure": 1.0}}, r"ensemble\['pressure'\]: .* found \(\)"),
+        ({"ensemble": {"pressure": np.zeros((2, 4, 6, 9), complex)}}, r"ensemble\['pressure'\]: .*dtype complex128"),
+        ({"ensemble": {"mask": np.zeros((2, 6, 9))}}, r"ensemble\['mask'\]: .* fields pressure, velocity, D, found"),
+        ({"ensemble": np.zeros((2, 4, 6, 9))}, "ensemble: expected a dictionary .* found ndarray; give ensemble={NAME"),
+        (
+            {"ensemble": {"pressure": np.zeros((2, 4, 6, 9)), "velocity": np.zeros((3, 4, 6, 9, 2))}},
+            "ensemble: expected as many members of each field, found {'pressure': 2, 'velocity': 3}",
+        ),
         ({"coordinates": {"x": np.arange(9)}}, r"coordinates\['x'\]: expected one position a cell"),
         ({"coordinates": {"r": np.arange(6)}}, r"coordinates\['r'\]: expected one position a cell"),
     ],
@@ -175,6 +186,13 @@ def test_masked_cells_have_no_value(dtype):
 def test_arrays_that_do_not_fit_are_refused_with_what_was_expected_and_found(change, message):
     with pytest.raises(ValueError, match=message):
         plane(**change)
+
+
+def test_members_may_be_lists_and_broken_forecasts_and_not_of_all_fields():
+    values = np.zeros((2, 4, 6, 9))
+    values[1, 2:] = np.nan
+    found = plane(ensemble={"pressure": values.tolist()}).ensemble
+    np.testing.assert_array_equal(found["pressure"], values)
 
 
 # --- slices ---

@@ -70,7 +70,8 @@ class Trajectory:
         name: what to call it in tables and files.
         coordinates: axis -> positions of the cells `(n,)`; only carried along.
         obstacle_mask: bool `(*grid,)`, True inside obstacles; those cells are neither read, scored nor forecast.
-        ensemble: for forecasts of several members: name -> array `(members, T, *grid, ...)`; `fields` is their mean.
+        ensemble: for forecasts of several members: name of a field -> array `(members, T, *grid, ...)`; `fields` is
+            their mean.
         grid_type: `"cartesian"` or another grid type of The Well; only carried along.
 
     Raises:
@@ -104,6 +105,8 @@ class Trajectory:
         self.constant_fields = {name: _plain(values) for name, values in self.constant_fields.items()}
         self._check_shapes()
         self.boundary_conditions = self._parse_boundary_conditions(self.boundary_conditions)
+        if self.ensemble is not None:
+            self.ensemble = checked_ensemble(self.ensemble, self.fields)
         if self.obstacle_mask is not None:
             self.obstacle_mask = _yes_or_no(self.obstacle_mask)
             if self.obstacle_mask.shape != self.grid:
@@ -231,6 +234,41 @@ def _yes_or_no(mask: Any) -> np.ndarray:
             "distance that is negative inside, give distance < 0"
         )
     return mask.astype(bool, copy=False)
+
+
+def checked_ensemble(given: Any, fields: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Members as arrays; `ValueError` where they are not those of the fields.
+
+    NaN may stand in them, as in the fields: the frames after a forecast has broken up are NaN.
+    """
+    if not isinstance(given, Mapping):
+        raise ValueError(
+            f"ensemble: expected a dictionary from names of fields to arrays (members, ...), found "
+            f"{type(given).__name__}; give ensemble={{NAME: array}}, or None"
+        )
+    members = {name: _plain(values) for name, values in given.items()}
+    for name, values in members.items():
+        if name not in fields:
+            raise ValueError(
+                f"ensemble[{name!r}]: expected the members of one of the fields {', '.join(fields)}, found another "
+                "name; rename it or leave it out"
+            )
+        if values.dtype.kind not in "biuf":
+            raise ValueError(
+                f"ensemble[{name!r}]: expected real numbers, found dtype {values.dtype}; give arrays of numbers"
+            )
+        shape = fields[name].shape
+        if values.ndim != 1 + len(shape) or not len(values) or values.shape[1:] != shape:
+            raise ValueError(
+                f"ensemble[{name!r}]: expected shape (members, {', '.join(map(str, shape))}) with at least one member, "
+                f"found {values.shape}; stack whole forecasts of the field along a first axis"
+            )
+    counts = {name: len(values) for name, values in members.items()}
+    if len(set(counts.values())) > 1:
+        raise ValueError(
+            f"ensemble: expected as many members of each field, found {counts}; leave out what not all have"
+        )
+    return members
 
 
 def check_sides(axis: Any, low: int, high: int) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ..fields import BoundaryCondition, Trajectory
+from ..fields import BoundaryCondition, Trajectory, checked_ensemble
 from ..safe_files import whole_file
 from .well import FIELD_GROUPS, OBSTACLE_MASK, time_step
 from .well_opening import one_line
@@ -155,11 +155,8 @@ def _check_writable(trajectory: Trajectory) -> None:
         if n == 1 and low != high:
             raise ValueError(f"axis {axis!r}: one cell has one mask entry, which cannot hold two kinds of boundary")
     time_step(_times(trajectory), trajectory.dt)  # a step that the times cannot hold could not be read back
-    for name, values in (trajectory.ensemble or {}).items():
-        if name not in trajectory.fields or np.shape(values)[1:] != trajectory.fields[name].shape:
-            raise ValueError(
-                f"ensemble[{name!r}]: expected (members, ...) of a field of the same name, found {np.shape(values)}"
-            )
+    if trajectory.ensemble:
+        checked_ensemble(trajectory.ensemble, trajectory.fields)  # it may have been set since the trajectory was made
 
 
 def _write(file: Any, batch: list[Trajectory]) -> None:

@@ -259,6 +259,28 @@ def test_a_forecast_that_is_not_finite_is_warned_of_and_filled_with_nan():
         assert np.isnan(values[2:]).all()
 
 
+def test_a_logarithm_of_what_float32_does_not_hold_ends_a_forecast_as_infinity_does():
+    model = parity_model(torch.float32, **SMALL)
+    pipe = WalrusPipeline(model)
+    pipe.processor.log_fields = ["pressure"]
+    pressure = 10.0 ** np.random.default_rng(0).uniform(30, 31, size=(4, 16, 16))
+    calls = []
+
+    def spoil(module, args, output):
+        calls.append(1)
+        output.prediction[:, -1] = 30.0
+        output.prediction[0, -1, 0, 2, 2] = 38.5 if len(calls) < 3 else 38.6
+        return output
+
+    model.register_forward_hook(spoil)
+    message = r"not finite \(field 'pressure' passes 3.4e\+38, .* float32\) from step 3 on; those frames are NaN"
+    with pytest.warns(UserWarning, match=message) as caught:
+        forecast = pipe.predict(Trajectory({"pressure": pressure}, SIDES), 5, seed=0, progress=False)
+    assert not [warning for warning in caught if warning.category is RuntimeWarning]
+    assert np.isfinite(forecast.fields["pressure"][:2]).all()
+    assert np.isnan(forecast.fields["pressure"][2:]).all()
+
+
 def test_one_bad_member_is_named(pipe):
     calls = []
 

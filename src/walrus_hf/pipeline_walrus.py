@@ -32,7 +32,7 @@ from .loading import load_model, load_processor, processor_for, usable_device
 from .metrics import every_frame, lead_time_windows, matching_frames, score
 from .modeling_walrus import WalrusForPrediction
 from .processing_walrus import WalrusProcessor
-from .rollouts import hidden_changes, member_rollouts, other_stride, small_changes
+from .rollouts import hidden_changes, member_rollouts, not_finite, other_stride, small_changes
 
 BASE = "base"  # in `predict(adapter=)`: the model without any adapter
 # Lead times that the published evaluation averages over (arXiv 2511.15684, section 7), first and last step.
@@ -407,9 +407,10 @@ class WalrusPipeline:
                 for step, state in enumerate(members.pop(0)):
                     # Each step leaves the device at once, so memory there does not grow with the steps.
                     values = state[0].float().cpu().numpy()
-                    if not np.isfinite(values).all():
+                    reason = not_finite(processor, values, recent)
+                    if reason is not None:
                         who = f" of member {member + 1}" if ensemble_size > 1 else ""
-                        message = f"the forecast{who} is not finite from step {step + 1} on; those frames are NaN"
+                        message = f"the forecast{who} {reason} from step {step + 1} on; those frames are NaN"
                         warnings.warn(message, stacklevel=3)
                         break
                     forecast[member, step] = values

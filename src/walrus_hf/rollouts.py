@@ -113,3 +113,18 @@ def hidden_changes(processor: WalrusProcessor, inputs: Mapping[str, Tensor], tra
             if moves > 1e-12 * abs(given).max(initial=0):  # else it stands still but for the rounding of float64
                 found.append(channel.field)
     return found
+
+
+def not_finite(processor: WalrusProcessor, state: np.ndarray, trajectory: Trajectory) -> str | None:
+    """Why a forecast state `(C, H, W, D)` ends a forecast, to stand behind "the forecast"; None if it is finite.
+
+    A finite logarithm may be one of a number that float32 does not hold, which is refused in what is given, too.
+    """
+    if not np.isfinite(state).all():
+        return "is not finite"
+    for channel, values in zip(processor.channels(trajectory), state):
+        with np.errstate(over="ignore"):
+            if channel.log and np.isinf(10.0 ** values.max(keepdims=True)).any():  # an array, so as not to become wider
+                largest = float(np.finfo(np.float32).max)
+                return f"is not finite (field {channel.field!r} passes {largest:.3g}, the largest number of float32)"
+    return None

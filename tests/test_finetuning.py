@@ -19,6 +19,7 @@ from walrus_hf.evaluation import Protocol, evaluate
 from walrus_hf.finetuning import fit
 from walrus_hf.finetuning_data import open_data
 from walrus_hf.finetuning_results import read_results
+from walrus_hf.model_card import error_rows
 from walrus_hf.training.records import read_metrics
 
 from .cli.conftest import simulation
@@ -94,6 +95,24 @@ def test_the_card_tells_how_many_of_the_held_out_windows_were_scored(base, tmp_p
         assert f"| {told} |" in (tmp_path / str(batches) / "README.md").read_text()
 
 
+def test_the_results_of_forecasts_that_are_not_finite_are_valid_json(base, tmp_path, monkeypatch):
+    predict = WalrusPipeline.predict
+
+    def broken(self, *args, **kwargs):
+        forecast = predict(self, *args, **kwargs)
+        forecast.fields["pressure"][1:] = np.nan
+        return forecast
+
+    monkeypatch.setattr(WalrusPipeline, "predict", broken)
+    fit(base, RUNS, tmp_path / "out", **QUICK)
+    assert "NaN" not in (tmp_path / "out" / "results.json").read_text()
+    found = read_results(tmp_path / "out")
+    assert found["rollout_vrmse"]["after"][0] > 0
+    assert found["rollout_vrmse"]["after"][1] is None
+    assert error_rows(found)[2][1:3] == ("inf", "inf")
+    assert "| forecast, step 2 | inf | inf |" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_the_head_alone_is_trained_if_that_is_asked_for(base, tmp_path):
     tuned = fit(base, RUNS, method="head", **QUICK)
     changed = [n for n, p in tuned.model.named_parameters() if not torch.equal(p, base.model.get_parameter(n))]
@@ -143,15 +162,11 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(folder, tmp_pat
 
 
 def test_a_run_that_was_killed_while_it_wrote_its_results_can_finish(folder, tmp_path, monkeypatch):
-    write = finetuning_results.write_text
-
-    def killed(path, text):
-        if path.name == "results.json":
-            raise KeyboardInterrupt
-        write(path, text)
+    def killed(path, content):
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(finetuning_results, "write_text", killed)
+        patch.setattr(finetuning_results, "write_json", killed)
         with pytest.raises(KeyboardInterrupt):
             fit(folder, RUNS, tmp_path / "out", **QUICK)
     fit(folder, RUNS, tmp_path / "out", resume=True, **QUICK)

@@ -22,7 +22,7 @@ from .hub import STATE
 from .metrics import every_frame, persistence, score
 from .model_card import finetuned_card
 from .pipeline_walrus import WalrusPipeline
-from .safe_files import write_text
+from .safe_files import write_json, write_text
 
 RESULTS, CHECKPOINTS, CARD = "results.json", "checkpoints", "README.md"
 
@@ -132,7 +132,7 @@ def write_results(
     if metrics.is_file():
         write_text(folder / "metrics.jsonl", metrics.read_text(encoding="utf-8"))
     # Before the checkpoints go: with them, whoever is killed in between can finish later.
-    write_text(folder / RESULTS, json.dumps(results, indent=1) + "\n")
+    write_json(folder / RESULTS, results)
     # Renamed first: half removed, they would make the run look interrupted.
     done = folder / f".{CHECKPOINTS}-done"
     shutil.rmtree(done, ignore_errors=True)

@@ -409,4 +409,9 @@ def error_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
     lines = {f"one step, {share} held-out windows": [results["vrmse"][name] for name in WHO]}
     times = [t for t in (1, 2, 5, 10, 20) if t <= len(curves["after"])]
     lines |= {f"forecast, step {t}": [curves[name][t - 1] for name in WHO] for t in times}
-    return [(what, *(f"{value:.4f}" for value in values)) for what, values in lines.items()]
+    return [(what, *map(_error, values)) for what, values in lines.items()]
+
+
+def _error(value: float | None) -> str:
+    """In the file None stands for errors of forecasts that are not finite."""
+    return "inf" if value is None or not math.isfinite(value) else f"{value:.4f}"

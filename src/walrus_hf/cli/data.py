@@ -44,7 +44,7 @@ def list_scenarios(
 ) -> None:
     """List the 27 scenarios of the paper: what they hold, their licence, and whether they can be read as they are."""
     from ..data.scenarios import SCENARIOS
-    from ..evaluation.results import write_json
+    from ..safe_files import write_json
 
     check_output(json_file, overwrite, (".json",))
     found = [scenario for scenario in SCENARIOS.values() if stage in (None, scenario.stage)]
@@ -229,7 +229,7 @@ def _collected(
     """The statistics of a source; those of a shard are written to `target` for later, and None."""
     from ..data.source_files import open_source
     from ..data.stretches import collect_statistics
-    from ..evaluation.results import write_json
+    from ..safe_files import write_json
 
     manifest, scenario = open_source(source, split, base_path, progress=True)
     statistics = collect_statistics(manifest, scenario, shard or (0, 1), progress=True)

@@ -29,7 +29,7 @@ def plan(
     overwrite: Overwrite = False,
 ) -> None:
     """Simulate pretraining on a cluster: balance, utilisation and throughput of each way of sharing out the work."""
-    from ..evaluation.results import write_json
+    from ..safe_files import write_json
     from ..training.simulation import PUBLISHED_RATIO, Cluster, scenarios_of, sensitivity, simulate
 
     check_output(json_file, overwrite, (".json",))

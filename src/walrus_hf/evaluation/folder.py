@@ -21,8 +21,8 @@ from typing import Any
 
 from ..data.manifest import SUFFIXES
 from ..data.remote import local_path
-from ..safe_files import write_text
-from .results import Record, finite, markdown, write_json, write_parquet
+from ..safe_files import finite, write_json, write_text
+from .results import Record, markdown, write_parquet
 from .sources import EvaluatedScenario
 
 RESULTS, TRAJECTORIES, TABLE, FORECASTS, PARTIAL = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import platform
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..safe_files import whole_file, write_text
+from ..safe_files import whole_file
 from . import physics
 from .protocol import MEAN_OF_FIELDS, Protocol
 from .statistics import median_curve, summary
@@ -339,11 +338,6 @@ def versions() -> dict[str, str]:
     }  # fmt: skip
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Under a temporary name, then moved; numbers that are not finite become null, which JSON can hold."""
-    write_text(path, json.dumps(finite(content), indent=1, allow_nan=False) + "\n")
-
-
 def write_parquet(path: Path, tables: Iterable[Mapping[str, list]]) -> None:
     """All rows of all scenarios (extra `eval`)."""
     import pandas
@@ -352,12 +346,3 @@ def write_parquet(path: Path, tables: Iterable[Mapping[str, list]]) -> None:
     whole = pandas.concat(frames).astype({"trajectory": "int64", "lead_time": "int64"})
     with whole_file(path) as temporary:
         whole.to_parquet(temporary, index=False)
-
-
-def finite(value: Any) -> Any:
-    """The same with None in place of numbers that are not finite."""
-    if isinstance(value, Mapping):
-        return {name: finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -375,8 +375,9 @@ REFUSED = {
     "four bits of all weights": ({"quantization": "4bit", "method": "full"}, "quantization: expected method 'lora'"),
     "a preset of no adapter": (
         {"method": "full", "preset": "dora"},
-        "preset, lora: expected method 'lora' beside them",
+        "preset, rank, lora: expected method 'lora' beside them, found 'full', .*; leave them out",
     ),
+    "a rank of no adapter": ({"method": "head", "rank": 4}, "preset, rank, lora: expected method 'lora' beside them"),
     "settings of no adapter": ({"method": "head", "lora": {"lora_dropout": 0.1}}, "found 'head', which trains no"),
     "a new field that is not there": ({"new_fields": {"soot": None}}, r"new_fields: expected fields of the data"),
     "a misspelt name": (

@@ -102,9 +102,10 @@ class FinetuningArguments:
                 raise ValueError(f"{name}: expected one of {', '.join(map(str, known))}, found {vars(self)[name]!r}")
         self._check_names()
         self._check_numbers()
-        if self.method != "lora" and (self.lora or self.preset != DEFAULT_PRESET):
+        if self.method != "lora" and (self.lora or self.preset != DEFAULT_PRESET or self.rank != type(self).rank):
             raise ValueError(
-                f"preset, lora: expected method 'lora' beside them, found {self.method!r}, which trains no adapter"
+                f"preset, rank, lora: expected method 'lora' beside them, found {self.method!r}, which trains no "
+                "adapter; leave them out"
             )
         if self.quantization and self.method != "lora":
             raise ValueError(

@@ -123,6 +123,7 @@ def test_a_grid_outside_the_published_table_is_warned_of_in_one_line(run, model)
             ("--grid", "64x64", "--finetune", "full", "--preset", "dora"),
             "--preset: expected together with --finetune lora",
         ),
+        (("--grid", "64x64", "--rank", "4"), "--rank: expected together with --finetune lora, found None"),
     ],
 )
 def test_bad_questions_are_refused_in_one_line_before_anything_is_printed(run, refused, options, message):

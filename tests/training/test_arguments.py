@@ -41,6 +41,7 @@ def test_the_model_of_a_recipe_is_a_size_and_what_differs_from_it(tmp_path):
         ("sources: [a]\nframes: 1\n", r"frames: expected at least 2, found 1"),
         ("sources: [a]\ntokens: []\n", r"tokens: expected one number or more, each at least 1, found \[\]"),
         ("sources: [a]\nown_forecasts: 2\n", r"own_forecasts: expected a share between 0 and 1, found 2"),
+        ("sources: [a]\nown_steps: 4\n", r"own_steps: expected own_forecasts above 0 .* found own_steps 4 alone"),
         ("sources: [a]\npush_to_hub: walrus\n", r"repository: expected ORG/NAME such as .*, found 'walrus'"),
         ("max_steps: 5\n", r"sources: expected at least one, found none"),
         ("sources: [a]\ntokens: [8.5]\n", r"recipe.yaml: tokens: expected a whole number, found 8.5"),

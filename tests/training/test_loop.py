@@ -223,7 +223,12 @@ def test_a_share_of_the_steps_is_trained_after_own_steps(folder, tmp_path, monke
     found = {}
     for share in (0.0, 0.5, 1.0):
         given.clear()
-        changes = {"own_forecasts": share, "own_steps": 2, "max_steps": 6, **plane_and_volume(folder / "data")}
+        changes = {
+            "own_forecasts": share,
+            "own_steps": 2 if share else 1,
+            "max_steps": 6,
+            **plane_and_volume(folder / "data"),
+        }
         loop.pretrain(settings(folder / "data", tmp_path / str(share), **changes))
         found[share] = [own for own, *_ in given]
         # Planes have four frames, volumes two, and as many more as the model forecasts before the loss.

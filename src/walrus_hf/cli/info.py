@@ -49,7 +49,7 @@ def info(
     preset: Annotated[
         str | None, typer.Option(help="Of the adapter, for --finetune lora, as of walrus-hf finetune.")
     ] = None,
-    rank: Annotated[int, typer.Option(min=1, help="Of the adapter, for --finetune lora.")] = 16,
+    rank: Annotated[int | None, typer.Option(min=1, help="Of the adapter, for --finetune lora. Default: 16.")] = None,
     revision: Revision = None,
     device: Device = None,
 ) -> None:
@@ -63,8 +63,9 @@ def info(
 
     if finetune is not None and (finetune not in ("lora", "full", "head") or grid is None):
         raise ValueError(f"--finetune: expected lora, full or head, and a --grid, found {finetune!r} and {grid!r}")
-    if preset is not None and finetune != "lora":
-        raise ValueError(f"--preset: expected together with --finetune lora, found {finetune!r}")
+    for flag, value in (("--preset", preset), ("--rank", rank)):
+        if value is not None and finetune != "lora":
+            raise ValueError(f"{flag}: expected together with --finetune lora, found {finetune!r}")
     preset = preset_name(preset or DEFAULT_PRESET)
     if steps is not None and grid is None:
         raise ValueError(f"--steps: expected a --grid beside it, found {steps} alone")
@@ -90,7 +91,7 @@ def info(
         frames = frames or processor.most_frames(cells)
         _print_costs(config, plan, frames, channels, parameters + own, steps, target)
         if finetune is not None:
-            _print_finetuning(config, plan, frames, channels, finetune, preset, rank)
+            _print_finetuning(config, plan, frames, channels, finetune, preset, rank or 16)
 
 
 def _described(model: str, revision: str | None) -> tuple[Any, Any, str, int]:

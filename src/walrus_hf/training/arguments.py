@@ -157,6 +157,11 @@ class PretrainingArguments:
         for name, bound in least.items():
             if vars(self)[name] < bound:
                 raise ValueError(f"{name}: expected at least {bound}, found {vars(self)[name]}")
+        if self.own_steps > 1 and not self.own_forecasts:
+            raise ValueError(
+                f"own_steps: expected own_forecasts above 0 beside it, found own_steps {self.own_steps} alone; set "
+                "their share, such as own_forecasts 0.5, or leave own_steps out"
+            )
 
     def config(self) -> WalrusConfig:
         """The geometry of the model to train.

@@ -126,6 +126,21 @@ def test_a_scenario_without_a_usable_trajectory_does_not_spoil_the_others(errors
     assert found["notes"] == ["short: left out, no trajectory of it could be used in one of the two"]
 
 
+def test_a_scenario_of_baselines_alone_does_not_spoil_the_others(errors, tmp_path):
+    first, second = write(tmp_path / "a", errors), write(tmp_path / "b", errors + 1)
+    for folder, kept in ((first, ["model", "persistence"]), (second, ["persistence"])):
+        results = json.loads((folder / "results.json").read_text())
+        results["scenarios"]["other"] = results["scenarios"]["runs"]
+        (folder / "results.json").write_text(json.dumps(results))
+        table = pandas.read_parquet(folder / "trajectories.parquet")
+        more = table[table["forecaster"].isin(kept)].assign(scenario="other")
+        pandas.concat([table, more]).to_parquet(folder / "trajectories.parquet")
+    found = compare(first, second)
+    assert {row["scenario"] for row in found["rows"]} == {"runs"}
+    assert found["notes"] == ["other: left out, expected forecasts of 'model' in the second, which has persistence"]
+    assert {row["scenario"] for row in compare(first, second, ("model", "persistence"))["rows"]} == {"runs", "other"}
+
+
 def test_failed_forecasts_are_infinitely_wrong(errors, tmp_path):
     first, second = errors.copy(), errors.copy() - 0.05
     first[:2, 2:] = second[1:4, 2:] = np.inf
@@ -140,7 +155,7 @@ def test_forecasters_can_be_chosen(errors, tmp_path):
     folder = write(tmp_path / "a", errors)
     row = row_of(compare(folder, folder, ("model", "persistence")), "1")
     assert row["second"] == pytest.approx(10 * row["first"])
-    with pytest.raises(ValueError, match="expected forecasts of 'fno', found model, persistence"):
+    with pytest.raises(ValueError, match="expected forecasts of 'fno' in the first, which has model, persi"):
         compare(folder, folder, ("fno", "model"))
 
 

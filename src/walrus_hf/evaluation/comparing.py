@@ -63,6 +63,14 @@ def compare(
         if not all((table["scenario"] == name).any() for table in tables):
             notes.append(f"{name}: left out, no trajectory of it could be used in one of the two")
             continue
+        missing = [
+            f"{who!r} in the {place}, which has {', '.join(known)}"
+            for table, who, place in zip(tables, forecasters, ("first", "second"))
+            if who not in (known := sorted(set(table.loc[table["scenario"] == name, "forecaster"])))
+        ]
+        if missing:
+            notes.append(f"{name}: left out, expected forecasts of {' and of '.join(missing)}")
+            continue
         transforms = [results["scenarios"][name]["transforms"]["log_fields"] for results in (one, other)]
         if set(transforms[0]) != set(transforms[1]):
             raise ValueError(f"scenario {name!r}: expected the same logarithms, found {transforms[0]}, {transforms[1]}")
@@ -111,9 +119,6 @@ def _protocol(stated: Mapping[str, Any]) -> Protocol:
 def _errors(table: pandas.DataFrame, scenario: str, forecaster: str) -> dict[str, pandas.DataFrame]:
     """field -> VRMSE by (trajectory, digest) and lead time."""
     mine = table[(table["scenario"] == scenario) & (table["forecaster"] == forecaster)]
-    if mine.empty:
-        known = sorted(set(table.loc[table["scenario"] == scenario, "forecaster"]))
-        raise ValueError(f"scenario {scenario!r}: expected forecasts of {forecaster!r}, found {', '.join(known)}")
     return {
         str(field): part.pivot(index=["trajectory", "digest"], columns="lead_time", values="vrmse")
         for field, part in mine.groupby("field", sort=False)

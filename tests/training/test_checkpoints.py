@@ -101,6 +101,32 @@ def test_after_going_back_the_new_timeline_is_the_latest_and_is_not_pruned(tmp_p
     assert names(tmp_path) == ["step-00000150", "step-00000300"]
 
 
+def test_a_kill_while_a_checkpoint_of_the_same_step_is_replaced_loses_none(tmp_path, monkeypatch):
+    accelerator, *_ = prepared()
+    save_checkpoint(accelerator, tmp_path, 100, {"seed": 7}, keep=1)
+    rename = os.rename
+
+    def killed(old, new):
+        if new.name == "step-00000100":
+            raise KeyboardInterrupt
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(accelerator, tmp_path, 100, {"seed": 8}, keep=1)
+    monkeypatch.undo()
+    assert load_checkpoint(accelerator, resolve("latest", tmp_path)) == {"seed": 7, "step": 100}
+    with pytest.raises(FileExistsError, match="expected an output folder without a run"):
+        checkpoints.refuse_other_run(tmp_path)
+    monkeypatch.setattr(checkpoints, "_save_state", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):  # while the next one is written, it is still there
+        save_checkpoint(accelerator, tmp_path, 200, {"seed": 9}, keep=1)
+    monkeypatch.undo()
+    assert latest_checkpoint(tmp_path).name == "step-00000100"
+    save_checkpoint(accelerator, tmp_path, 200, {"seed": 9}, keep=1)
+    assert names(tmp_path) == ["step-00000200"]
+
+
 def test_only_what_a_killed_save_left_behind_is_removed(tmp_path):
     accelerator, *_ = prepared()
     for name in ("tmp-00000001", "tmp-pruned-step-00000001", "tmp-mine"):

@@ -5,6 +5,7 @@
                              scheduler.bin, random_states_<rank>.pkl
                              averages/             where running averages are kept
     output_dir/tmp-00001200/                       being written, or left by a crash: never read, removed at a save
+    output_dir/tmp-replaced-step-00001000/         makes room for one of the same step: counts until that is in place
 
 The loop's state is the same on all ranks and holds JSON values only. Accelerate's `register_for_checkpointing` is not
 used: it keeps rank 0's object and gives it to every rank.
@@ -36,6 +37,7 @@ AVERAGES = "averages"
 FORMAT = 3
 # What a save that was killed leaves behind.
 TEMPORARY = re.compile(r"tmp-\d+|tmp-(replaced|pruned)-step-\d+")
+REPLACED = "tmp-replaced-"
 
 
 def save_checkpoint(
@@ -74,7 +76,11 @@ def save_checkpoint(
     if accelerator.is_main_process:
         for leftover in folder.glob("tmp-*"):
             if leftover.is_dir() and TEMPORARY.fullmatch(leftover.name):  # others are somebody's own
-                shutil.rmtree(leftover)
+                final = _place_of_replaced(leftover)
+                if final is None or final.exists():
+                    shutil.rmtree(leftover)
+                else:
+                    os.rename(leftover, final)  # it may be the only one
         temporary.mkdir(parents=True)
     accelerator.wait_for_everyone()
     if not temporary.is_dir():
@@ -226,8 +232,11 @@ def _write_manifest(accelerator: Accelerator, folder: Path, step: int, state: Ma
 
 
 def _commit(temporary: Path, final: Path) -> None:
-    """Move a verified checkpoint into place; one of the same step, from before a restart, makes room."""
-    replaced = final.with_name(f"tmp-replaced-{final.name}")
+    """Move a verified checkpoint into place; one of the same step, from before a restart, makes room.
+
+    Whoever is killed between the two moves finds the older one under its other name (`_step_folders`).
+    """
+    replaced = final.with_name(REPLACED + final.name)
     if final.exists():
         os.rename(final, replaced)
     os.rename(temporary, final)
@@ -256,7 +265,16 @@ def _complete(folder: Path) -> list[Path]:
 
 
 def _step_folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+    """Also what made room for a checkpoint that never came."""
+    places = {path: _place_of_replaced(path) for path in folder.glob(f"{REPLACED}step-*")}
+    left = [path for path, place in places.items() if place is not None and not place.exists()]
+    return sorted(path for path in [*folder.glob("step-*"), *left] if path.is_dir())
+
+
+def _place_of_replaced(path: Path) -> Path | None:
+    """Where a checkpoint was that made room; None for other folders."""
+    name = path.name.removeprefix(REPLACED)
+    return path.with_name(name) if name != path.name else None
 
 
 def _next_number(folder: Path) -> int:

@@ -1,5 +1,6 @@
 """`fit` returns a new pipeline that forecasts what was trained, saves and reloads it, and resumes where it stopped."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import DistributedType
+from safetensors.torch import load, save
 
 from walrus_hf import Trajectory, WalrusPipeline, finetuning_results, save_well
 from walrus_hf.curves import training_curves
@@ -582,6 +584,33 @@ def test_without_an_adapter_the_forecast_is_the_bases_whatever_the_adapter_chang
         np.testing.assert_array_equal(
             *(one.predict(runs[0], 2, seed=0, progress=False).fields["p"] for one in (pipe, tuned))
         )
+
+
+def test_a_pipeline_is_as_before_where_an_adapter_cannot_be_loaded(folder, base, tmp_path):
+    runs = [dataclasses.replace(run, fields={**run.fields, "smoke": run.fields["pressure"]}) for run in RUNS]
+    for name, seed in (("out", 1), ("good", 1)):
+        fit(folder, runs, tmp_path / name, new_fields={"smoke": "pressure"}, seed=seed, absolute_position=True, **QUICK)
+    weights = tmp_path / "out" / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    for start in (folder, tmp_path / "good"):
+        pipe = WalrusPipeline.from_pretrained(start)
+        settings, expected = pipe.model.config.to_dict() if start == folder else None, forecast(pipe)
+        for damage in (whole[:100], save({name: values[:1] for name, values in load(whole).items()})):
+            weights.write_bytes(damage)
+            with pytest.raises(ValueError, match="expected an adapter for this base, found one that cannot be loaded"):
+                pipe.load_adapter(tmp_path / "out", "mine")
+            np.testing.assert_array_equal(forecast(pipe), expected)
+        if start == folder:
+            assert pipe.model.config.to_dict() == settings
+            assert pipe.adapter_record is None
+            names = {name for name, _ in base.model.named_parameters()}
+            assert {name for name, p in pipe.model.named_parameters() if p.requires_grad} == names
+        weights.write_bytes(whole)
+        pipe.load_adapter(tmp_path / "out", "mine")
+        np.testing.assert_array_equal(
+            *(one.predict(runs[0], 2, seed=0, progress=False, adapter=name).fields["smoke"]
+              for one, name in ((pipe, "mine"), (WalrusPipeline.from_pretrained(tmp_path / "out"), None)))
+        )  # fmt: skip
 
 
 def test_an_evaluation_reads_data_as_the_active_adapter_does(folder, tmp_path):

@@ -186,6 +186,27 @@ class Extension:
 
 
 @contextlib.contextmanager
+def restored_on_error(model: nn.Module) -> Iterator[None]:
+    """After an error in the block the model has the modules, parameters and settings of before; no tensor is copied.
+
+    Values that are written into a tensor stay: what extends a model makes new ones.
+    """
+    attributes = [vars(owner) for owner in (*model.modules(), *configs_of(model))]
+    kept = [(found, dict(found)) for found in attributes]
+    kept += [(inner, dict(inner)) for found in attributes for inner in found.values() if isinstance(inner, dict)]
+    learns = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    except BaseException:
+        for found, before in kept:
+            found.clear()
+            found.update(before)
+        for parameter, learnt in learns:
+            parameter.requires_grad_(learnt)
+        raise
+
+
+@contextlib.contextmanager
 def without_deprecations() -> Iterator[None]:
     """Quiet about names of transformers whose successors the oldest version that we support does not have."""
     with warnings.catch_warnings():

@@ -25,7 +25,7 @@ from .adapter_files import (
     described_fields,
     fingerprint,
 )
-from .adapters import bare_model, configs_of, join_columns
+from .adapters import bare_model, configs_of, join_columns, restored_on_error
 from .checkpoints import locate
 from .fields import Trajectory
 from .loading import load_model, load_processor, processor_for, usable_device
@@ -155,19 +155,23 @@ class WalrusPipeline:
         record = check_base(found, known, "this pipeline")
         if not adapted:
             self._scale_eps[BASE] = self.model.config.scale_eps
-        if record is not None and not adapted:
-            record.extension.apply(self.model, separate=True)
-            self.adapter_record = record
-        elif record is not None and (self.adapter_record is None or record.extension != self.adapter_record.extension):
+        extension = None if record is None else record.extension
+        loaded = None if self.adapter_record is None else self.adapter_record.extension
+        if adapted and extension is not None and extension != loaded:
             raise ValueError(
                 f"{folder}: extends its base by other fields or parameters than the adapters that are loaded; give it "
                 "a pipeline of its own with WalrusPipeline.from_pretrained"
             )
-        device = next(self.model.parameters()).device
-        self.model = attach_adapter(self.model, found, name).to(device).eval()
         own = (found / "preprocessor_config.json").is_file()
-        self._processors[name] = load_processor(str(found), "main") if own else self._processors[BASE]
-        self._scale_eps[name] = self._scale_eps[BASE] if record is None else record.extension.scale_eps
+        processor = load_processor(str(found), "main") if own else self._processors[BASE]
+        device = next(self.model.parameters()).device
+        with restored_on_error(self.model):
+            if extension is not None and not adapted:
+                extension.apply(self.model, separate=True)
+            self.model = attach_adapter(self.model, found, name).to(device).eval()
+        self.adapter_record = self.adapter_record if adapted else record
+        self._processors[name] = processor
+        self._scale_eps[name] = self._scale_eps[BASE] if extension is None else extension.scale_eps
 
     def merge_adapter(self) -> WalrusPipeline:
         """A pipeline whose model has the active adapter merged into its weights, to rounding; this one is used up.

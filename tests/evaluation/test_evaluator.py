@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import types
 from pathlib import Path
 
@@ -284,6 +285,28 @@ def test_an_evaluation_that_was_killed_before_its_settings_were_written_begins(p
     run(pipe, runs, tmp_path / "out")
     assert counted["numbers"] == [0, 1, 2]
     assert not (tmp_path / "out" / "partial").exists()
+
+
+def test_an_evaluation_that_was_killed_while_its_parts_were_removed_can_be_replaced(pipe, runs, tmp_path, monkeypatch):
+    rmtree = shutil.rmtree
+
+    def killed(path, *args, **kwargs):
+        if "partial" in Path(path).name and Path(path).is_dir():
+            rmtree(Path(path) / "forecasts")
+            raise KilledError
+        rmtree(path, *args, **kwargs)
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KilledError):
+        run(pipe, runs, tmp_path / "out")
+    monkeypatch.undo()
+    expected = run(pipe, runs, tmp_path / "out", overwrite=True)["forecast_files"]
+    assert len(expected) == 2
+    for entry in expected:
+        assert {(tmp_path / "out" / entry[what]).is_file() for what in ("forecast", "truth")} == {True}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "results.json", "trajectories.parquet", "table.md", "forecasts"
+    }  # fmt: skip
 
 
 def test_results_are_kept_until_new_ones_replace_them(pipe, runs, tmp_path, counted):

@@ -144,7 +144,11 @@ class EvaluationFolder:
                 shutil.copy2(new, self.path / FORECASTS / new.name)
         for name in (TRAJECTORIES, TABLE, RESULTS):
             os.replace(self.partial / name, self.path / name)
-        shutil.rmtree(self.partial)
+        # Renamed first: half removed, they would be gone on with, without their forecasts.
+        done = self.path / f".{PARTIAL}-done"
+        shutil.rmtree(done, ignore_errors=True)
+        os.replace(self.partial, done)
+        shutil.rmtree(done, ignore_errors=True)
 
 
 def _load(file: Path) -> Any:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -191,6 +192,18 @@ def test_a_lone_array_is_refused_with_the_file_that_describes_it(tmp_path):
 def test_files_in_a_list_are_refused_with_the_place_for_them():
     with pytest.raises(ValueError, match=r"found 'a.hdf5' in a list; put several files into one folder"):
         open_data(["a.hdf5", "b.hdf5"])
+
+
+def test_masks_in_files_are_yes_or_no_as_those_of_trajectories_are(tmp_path):
+    path = save_well(dataclasses.replace(RUNS[0], obstacle_mask=np.eye(16, 24, dtype=bool)), tmp_path / "run.hdf5")
+    windows = open_data(path).windows(3, 1, WalrusProcessor())
+    np.testing.assert_array_equal(windows.trajectory(0).obstacle_mask, np.eye(16, 24) == 1)
+    with h5py.File(path, "r+") as file:  # distances, which are 0 nowhere
+        file["t0_fields/obstacle_mask"][...] = 2
+    windows = open_data(path).windows(3, 1, WalrusProcessor())
+    for read in (lambda: windows.trajectory(0), lambda: windows.read([0])):
+        with pytest.raises(ValueError, match=r"obstacle_mask: expected True or 1 inside .* distance < 0"):
+            read()
 
 
 def test_trajectories_of_different_kinds_are_refused():

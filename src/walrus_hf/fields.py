@@ -108,7 +108,7 @@ class Trajectory:
         if self.ensemble is not None:
             self.ensemble = checked_ensemble(self.ensemble, self.fields)
         if self.obstacle_mask is not None:
-            self.obstacle_mask = _yes_or_no(self.obstacle_mask)
+            self.obstacle_mask = yes_or_no(self.obstacle_mask)
             if self.obstacle_mask.shape != self.grid:
                 raise ValueError(f"obstacle_mask: expected shape {self.grid}, found {self.obstacle_mask.shape}")
         for axis, positions in self.coordinates.items():
@@ -225,7 +225,7 @@ def _plain(values: Any) -> np.ndarray:
     return np.asarray(values)
 
 
-def _yes_or_no(mask: Any) -> np.ndarray:
+def yes_or_no(mask: Any) -> np.ndarray:
     """A mask in Booleans; as such, NaN and every number but 0 would be an obstacle."""
     mask = np.asarray(mask)
     if mask.dtype != bool and not np.isin(mask, (0, 1)).all():

@@ -124,7 +124,7 @@ class IndexedWindows(Windows):
         entry, index = self.index.manifest.files[file], self.index
         arrays = read_arrays(entry, *index.manifest.open(file, index.storage_options), trajectory, 0, entry.frames)
         arrays |= {name: np.zeros_like(arrays[name]) for name in index.zero_fields}
-        mask = arrays.pop(OBSTACLE_MASK)[0] != 0 if OBSTACLE_MASK in arrays else None
+        mask = arrays.pop(OBSTACLE_MASK)[0] if OBSTACLE_MASK in arrays else None
         varying = {field.name for field in entry.fields if field.time_varying}
         return dataclasses.replace(
             index.template,

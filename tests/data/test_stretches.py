@@ -237,6 +237,15 @@ def test_what_is_not_finite_inside_obstacles_counts_as_zero(tmp_path):
         collect_statistics(build_manifest(path))
 
 
+def test_obstacle_masks_of_other_numbers_are_refused(tmp_path):
+    one = positive(0, ("density",))
+    path = save_well(dataclasses.replace(one, obstacle_mask=np.eye(6, 5) > 0), tmp_path / "0.hdf5")
+    with h5py.File(path, "r+") as file:
+        file["t0_fields/obstacle_mask"][...] = 2
+    with pytest.raises(ValueError, match="obstacle_mask: expected True or 1 inside obstacles"):
+        collect_statistics(build_manifest(path))
+
+
 def test_a_scenario_reads_constant_fields_inside_obstacles_where_they_can_be_used(tmp_path):
     one = positive(0, ("pressure",), ("density", "speed_of_sound"))
     mask = np.zeros((6, 5), dtype=bool)

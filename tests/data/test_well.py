@@ -297,6 +297,14 @@ def test_other_readers_pass_over_members_and_obstacles_are_a_constant_for_them(t
     assert sample["input_fields"].shape == (2, 6, 9, 2 + 2 + 4)
 
 
+def test_an_obstacle_mask_of_other_numbers_is_refused(tmp_path):
+    path = save_well(make(obstacle_mask=np.eye(6, 9) > 0), tmp_path / "a.hdf5")
+    with h5py.File(path, "r+") as file:
+        file["t0_fields/obstacle_mask"][...] = 2
+    with pytest.raises(ValueError, match="obstacle_mask: expected True or 1 inside obstacles"):
+        load_well(path)
+
+
 @pytest.mark.parametrize(("start", "frames"), [(0, None), (2, None), (1, 3), (4, 1)])
 def test_a_stretch_is_the_same_as_a_cut_of_the_whole(tmp_path, start, frames):
     trajectory = make(ensemble={"pressure": np.random.default_rng(0).normal(size=(2, FRAMES, 6, 9)).astype("f4")})

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..fields import yes_or_no
 from ..processing_walrus import stack_channels
 from .flowbench import load_flowbench
 from .index import ScenarioIndex
@@ -236,8 +237,8 @@ class PartFetch:
         grid = index.template.grid
         lifted = (*grid, *(1,) * (3 - len(grid)))
         masks = arrays.pop(OBSTACLE_MASK, None)
-        mask = None if masks is None else masks[0].reshape(grid) != 0
         try:
+            mask = None if masks is None else yes_or_no(masks[0].reshape(grid))
             count = len(arrays[next(iter(index.template.fields))])
             frames = stack_channels(index.channels, arrays, (count, *grid), mask)
             constants = None

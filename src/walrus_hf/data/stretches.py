@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..fields import decimal_logarithm, fill_obstacles, fill_unusable
+from ..fields import decimal_logarithm, fill_obstacles, fill_unusable, yes_or_no
 from .fetching import read_arrays
 from .manifest import FileManifest, Manifest
 from .remote import RangeFile
@@ -107,7 +107,7 @@ def _read_part(entry: FileManifest, opened: tuple[RangeFile, RangeFile | None], 
         constants={
             name: arrays[name][0] for name in sorted(constant & once - {OBSTACLE_MASK}) if stretch.first == 0
         },
-        obstacle=arrays[OBSTACLE_MASK][0] != 0 if OBSTACLE_MASK in arrays else None,
+        obstacle=yes_or_no(arrays[OBSTACLE_MASK][0]) if OBSTACLE_MASK in arrays else None,
     )  # fmt: skip
 
 

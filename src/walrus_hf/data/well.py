@@ -100,7 +100,7 @@ def load_well(path: str | os.PathLike, trajectory: int = 0, start: int = 0, fram
         values = {field.name: _read_field(field, grid, trajectory, start, stop) for field in found}
         obstacles = None
         if any(field.name == OBSTACLE_MASK and field.rank == 0 and not field.time_varying for field in found):
-            obstacles = values.pop(OBSTACLE_MASK) != 0
+            obstacles = values.pop(OBSTACLE_MASK)
         varying = {field.name for field in found if field.time_varying}
         time, dt = _time_and_step(file, trajectory, start, stop)
         for problem in uneven_cells(file, trajectory):

@@ -7,7 +7,7 @@ The convention, the same in both directions:
 * Vectors have one more dimension `component`, tensors two, `component_i` and `component_j`. Components follow the order
   of the axes; if the dimension has a coordinate, it holds the names of the axes and the components are sorted by it.
 * The members of an ensemble forecast are `<field>_ensemble` with the dimension `member`; `<field>` is their mean.
-* The constant `obstacle_mask` is True, or not 0, inside obstacles.
+* The constant `obstacle_mask` is True, or 1, inside obstacles.
 * The coordinate `time` gives `dt` and the time of the first frame, in its own units; for `datetime64` and `timedelta64`
   these are seconds, for dates since 1970. Without it `dt` is 1. One-dimensional coordinates of the axes are kept.
 * `attrs` may hold `boundary_conditions` (JSON: `{"x": ["periodic", "periodic"], "y": ["wall", "open"]}`), `name`,

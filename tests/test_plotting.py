@@ -105,6 +105,15 @@ def test_colours_are_those_of_the_truth_and_centred_on_zero_where_signs_matter(p
     assert panels.limits(np.array([-0.01, 1.0])) == ((-0.01, 1.0), "viridis")
 
 
+def test_fields_in_tiny_units_are_drawn_in_their_own_range():
+    values = smooth((24, 16), frames=2) + 1.5
+    (row,) = panels.rows_of(*(box({"density": 1e-21 * offset * values}) for offset in (1.1, 1)))
+    assert row.panels[0].limits == pytest.approx((1e-21 * values.min(), 1e-21 * values.max()), rel=1e-9, abs=0)
+    assert row.panels[2].limits[1] == pytest.approx(1e-22 * values.max(), rel=1e-9, abs=0)
+    low, high = panels.value_range(np.zeros(3))
+    assert low < 0 < high
+
+
 def test_a_vector_that_points_the_wrong_way_is_an_error_though_its_magnitude_is_right():
     east, north = np.zeros((2, 5, 4, 2)), np.zeros((2, 5, 4, 2))
     east[..., 0], north[..., 1] = 3.0, 3.0

@@ -183,7 +183,7 @@ def value_range(values: np.ndarray) -> tuple[float, float]:
     """Lowest and highest finite value, a little apart even where all are equal."""
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-    room = max(1e-6 * max(abs(low), abs(high)), 1e-12)
+    room = 1e-6 * max(abs(low), abs(high)) or 1e-12  # small units are no rounding
     return (low, high) if high - low > room else (low - room, high + room)
 
 

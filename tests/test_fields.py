@@ -198,6 +198,21 @@ def test_members_may_be_lists_and_broken_forecasts_and_not_of_all_fields():
 # --- slices ---
 
 
+@pytest.mark.parametrize("change", [
+    {"dt": "0.1"}, {"dt": None}, {"dt": np.array([0.1, 0.1, 0.2, 0.2])}, {"dt": np.datetime64("2026-01-01")},
+    {"time": "noon"}, {"time": np.zeros(4)}, {"dt": np.nan}, {"dt": 0},
+])  # fmt: skip
+def test_a_time_step_that_is_no_number_is_refused_in_words(change):
+    with pytest.raises(ValueError, match="expected a time step dt > 0 and a finite time, one number each, found dt="):
+        plane(**change)
+
+
+@pytest.mark.parametrize("what", ["fields", "constant_fields"])
+def test_arrays_without_names_are_refused_in_words(what):
+    with pytest.raises(ValueError, match=f"{what}: expected names and arrays such as"):
+        plane(**{what: np.ones((4, 6, 9))})
+
+
 @pytest.mark.parametrize(("start", "stop"), [(0, None), (1, 3), (2, None), (-2, None), (0, -1), (-3, -1), (1, 99)])
 def test_a_slice_holds_the_same_frames_as_a_slice_of_the_arrays(start, stop):
     ensemble = {"pressure": np.random.default_rng(1).normal(size=(3, 5, 6, 9))}

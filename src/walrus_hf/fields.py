@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any
@@ -94,8 +95,18 @@ class Trajectory:
         self.axes = tuple(self.axes)
         if not 1 <= len(self.axes) <= 3 or len(set(self.axes)) != len(self.axes):
             raise ValueError(f"expected 1 to 3 different axis names, found axes={self.axes}")
-        if not (np.isfinite(self.dt) and self.dt > 0 and np.isfinite(self.time)):
-            raise ValueError(f"expected a time step dt > 0 and a finite time, found dt={self.dt} and time={self.time}")
+        try:
+            usable = math.isfinite(self.dt) and self.dt > 0 and math.isfinite(self.time)
+        except (TypeError, ValueError):  # a text, None, or a step for each frame
+            usable = False
+        if not usable:
+            raise ValueError(
+                f"expected a time step dt > 0 and a finite time, one number each, found dt={self.dt!r} and "
+                f"time={self.time!r}; bring frames that are unequally apart to equal steps first"
+            )
+        for what, given in (("fields", self.fields), ("constant_fields", self.constant_fields)):
+            if not isinstance(given, Mapping):
+                raise ValueError(f"{what}: expected names and arrays such as {{'pressure': p}}, found {type(given)}")
         if not self.fields:
             raise ValueError("expected at least one field, found none: a forecast needs fields that change in time")
         both = sorted(set(self.fields) & set(self.constant_fields))

@@ -1,6 +1,7 @@
 """Metrics against The Well's own and against values that are known by hand."""
 
 import types
+import warnings
 
 import numpy as np
 import pytest
@@ -68,6 +69,20 @@ def test_nrmse_of_twice_the_truth_is_one(pair):
 def test_vrmse_of_a_truth_constant_in_space_is_bounded_by_eps_alone():
     truth = np.full((1, 4, 5), 2.0)
     np.testing.assert_allclose(metrics.vrmse(truth + 0.01, truth, (1, 2)), 0.01 / np.sqrt(1e-7))
+
+
+@pytest.mark.parametrize("unit", [1e-4, 1e-12])
+def test_scores_in_units_so_large_that_eps_hides_the_truth_are_warned_about(pair, unit):
+    forecast, truth = (trajectory({name: unit * values for name, values in x.fields.items()}) for x in pair)
+    still = trajectory({name: np.full_like(values, 1.0) for name, values in truth.fields.items()})
+    with pytest.warns(
+        UserWarning, match="'pressure' varies in space by less than 1e-03 of its units.* scores too well"
+    ):
+        metrics.score(forecast, truth)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        metrics.score(*pair)
+        metrics.score(forecast, still)
 
 
 def test_cells_inside_obstacles_are_left_out_of_the_score(pair):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -48,7 +49,7 @@ def score(forecast: Trajectory, truth: Trajectory) -> dict[str, np.ndarray]:
     """VRMSE of each field at each lead time.
 
     Vectors and tensors are scored component by component, then averaged over the components, as in The Well. Cells
-    inside `truth.obstacle_mask` are left out.
+    inside `truth.obstacle_mask` are left out. Fields in units so large that eps hides their variance are warned about.
 
     Args:
         forecast, truth: the same fields, frames and grid.
@@ -74,8 +75,24 @@ def score(forecast: Trajectory, truth: Trajectory) -> dict[str, np.ndarray]:
         predicted = forecast.fields[name]
         if predicted.shape != values.shape:
             raise ValueError(f"field {name!r}: expected the truth's shape {values.shape}, found {predicted.shape}")
-        scores[name] = vrmse(_flat(predicted, truth), _flat(values, truth), spatial_axes=[1]).mean(axis=-1)
+        cells = _flat(values, truth)
+        scores[name] = vrmse(_flat(predicted, truth), cells, spatial_axes=[1]).mean(axis=-1)
+        if is_hidden(np.var(cells, axis=1, dtype=np.float64).max()):
+            warnings.warn(hidden_line(name), stacklevel=2)
     return scores
+
+
+def is_hidden(variance: float) -> bool:
+    """Whether a variance of a truth in space is there, but so small that eps changes VRMSE by 5% or more."""
+    return 0 < variance < 10 * EPS
+
+
+def hidden_line(field: str) -> str:
+    """What to know of such a field."""
+    return (
+        f"field {field!r} varies in space by less than {(10 * EPS) ** 0.5:.0e} of its units: the eps of VRMSE is not "
+        "small beside that, so every forecast of it scores too well; score it in smaller units"
+    )
 
 
 def persistence(context: Trajectory, steps: int) -> Trajectory:

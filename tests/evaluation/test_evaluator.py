@@ -428,6 +428,14 @@ def test_changes_that_the_model_takes_for_noise_are_noted(pipe, tmp_path):
     assert small[0].startswith("field 'pressure' changes by less than the model's smallest scale of 1e-05 a frame")
 
 
+def test_truths_whose_variance_eps_hides_are_noted(pipe, tmp_path):
+    fields = {name: values.astype(np.float32) for name, values in noise().fields.items()}
+    fields["pressure"] *= 1e-5
+    notes = run(pipe, save_well(noise(**fields), tmp_path / "hidden.hdf5"))["scenarios"]["hidden"]["notes"]
+    (hidden,) = [note for note in notes if "scores too well" in note]
+    assert hidden.startswith("field 'pressure' varies in space by less than 1e-03 of its units")
+
+
 def test_data_that_the_model_cannot_forecast_leave_the_baselines(pipe, tmp_path):
     strange = noise(vorticity=np.random.default_rng(0).normal(size=(12, 16, 12)).cumsum(0))
     narrow = noise(grid=(16, 4))

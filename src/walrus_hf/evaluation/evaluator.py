@@ -21,6 +21,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..fields import Trajectory
+from ..metrics import hidden_line, is_hidden
 from ..model_card import RESULTS_FORMAT
 from ..pipeline_walrus import WalrusPipeline
 from .baselines import load_baseline
@@ -257,6 +258,7 @@ class _Row:
         self.log_fields = [name for name in walrus.processor.log_fields if name in self.context.fields]
         self.grid = TrajectoryGrid(self.context, self.log_fields, walrus.processor.field_names)
         self.scores: dict[str, Scores] = {}
+        self.variance = dict.fromkeys(self.context.fields, 0.0)  # of the truth, the largest of a frame
 
     def unusable(self) -> str | None:
         """Why nothing can be forecast from the context, or scored."""
@@ -288,6 +290,7 @@ class _Row:
             if not np.isfinite(values).all():
                 self.error = f"its truth is not finite: field {name!r}, frame {self.trajectory.start + step - 1}"
                 return
+            self.variance[name] = max(self.variance[name], truth.variance[name])
         for name, frame in frames.items():
             self.scores[name].add(step, frame, truth)
         if self.kept is not None and self.scores[MODEL].failure is None:
@@ -300,7 +303,7 @@ class _Row:
         return {
             "trajectory": self.trajectory.number,
             "digest": self.digest,
-            "notes": list(notes),
+            "notes": [*notes, *(hidden_line(name) for name, found in self.variance.items() if is_hidden(found))],
             "about": {
                 "fields": list(context.fields),
                 "ranks": {name: context.rank(name) for name in context.fields},

@@ -62,6 +62,7 @@ class TruthFrame:
     def __init__(self, fields: Mapping[str, np.ndarray], grid: TrajectoryGrid, with_spectra: bool) -> None:
         self.fields = {name: grid.transformed(name, values) for name, values in fields.items()}
         self.cells = {name: grid.cells(values) for name, values in self.fields.items()}
+        self.variance = {n: float(np.var(x, axis=0, dtype=np.float64).max()) for n, x in self.cells.items()}
         self.varies = {name: bool(physics.varying(values).any()) for name, values in self.cells.items()}
         self.totals = {name: grid.total_change(name, values) for name, values in fields.items()}
         self.divergence = {name: grid.divergence(fields[name]) for name in grid.divergence_fields}

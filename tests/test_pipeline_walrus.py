@@ -324,6 +324,8 @@ def test_requests_that_make_no_sense_are_refused(pipe, arguments, message):
 def test_a_single_frame_and_unusable_data_are_refused_before_the_model_runs(pipe):
     hook = pipe.model.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
     try:
+        with pytest.raises(ValueError, match=r"expected one walrus_hf\.Trajectory, found list"):
+            pipe.predict([simulation()], 2)
         with pytest.raises(ValueError, match="at least 2 frames"):
             pipe.predict(simulation(1), 2)
         bad = simulation()

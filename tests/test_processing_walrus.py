@@ -449,6 +449,14 @@ def test_bad_constants_are_refused_like_fields():
         WalrusProcessor()(plane(constant_fields={"porosity": array(16, 8)}))
 
 
+@pytest.mark.parametrize("given", [[plane()], {"pressure": array(4, 16, 8)}, array(4, 16, 8)])
+def test_what_is_no_trajectory_is_refused_in_words(given):
+    with pytest.raises(
+        ValueError, match=f"trajectory: expected one walrus_hf.Trajectory, found {type(given).__name__}"
+    ):
+        WalrusProcessor()(given)
+
+
 def test_only_torch_tensors_are_returned():
     with pytest.raises(ValueError, match="only 'pt'"):
         WalrusProcessor()(plane(), return_tensors="np")

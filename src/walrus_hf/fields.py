@@ -282,6 +282,15 @@ def checked_ensemble(given: Any, fields: Mapping[str, np.ndarray]) -> dict[str, 
     return members
 
 
+def check_trajectory(given: Any) -> None:
+    """`ValueError` for what is no trajectory, such as a batch of them."""
+    if not isinstance(given, Trajectory):
+        raise ValueError(
+            f"trajectory: expected one walrus_hf.Trajectory, found {type(given).__name__}; make one of arrays with "
+            "Trajectory(fields=..., boundary_conditions=...), and give several one after the other"
+        )
+
+
 def check_sides(axis: Any, low: int, high: int) -> None:
     """`ValueError` where one side of an axis is periodic and the other is not."""
     if (low == BoundaryCondition.PERIODIC) != (high == BoundaryCondition.PERIODIC):

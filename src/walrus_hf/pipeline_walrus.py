@@ -27,7 +27,7 @@ from .adapter_files import (
 )
 from .adapters import bare_model, configs_of, join_columns, restored_on_error
 from .checkpoints import locate
-from .fields import Trajectory
+from .fields import Trajectory, check_trajectory
 from .loading import load_model, load_processor, processor_for, usable_device
 from .metrics import every_frame, lead_time_windows, matching_frames, score
 from .modeling_walrus import WalrusForPrediction
@@ -359,6 +359,7 @@ class WalrusPipeline:
         Raises:
             ValueError: fields, frames or a grid that the model cannot take.
         """
+        check_trajectory(trajectory)
         with self._using(adapter) as processor:
             jitter = processor.jitter if jitter is None else jitter
             stride = 1 if frame_stride is None else frame_stride

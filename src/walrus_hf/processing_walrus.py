@@ -18,6 +18,7 @@ from .fields import (
     PUBLISHED_FIELDS,
     BoundaryCondition,
     Trajectory,
+    check_trajectory,
     decimal_logarithm,
     fill_obstacles,
     fill_unusable,
@@ -182,8 +183,9 @@ class WalrusProcessor(FeatureExtractionMixin):
             where the processor holds global scales; `plan` if one is given.
 
         Raises:
-            ValueError: unknown fields, missing components, NaN, infinite or unusably large values.
+            ValueError: no trajectory, unknown fields, missing components, NaN, infinite or unusably large values.
         """
+        check_trajectory(trajectory)
         if return_tensors != "pt":
             raise ValueError(f"return_tensors: only 'pt' is supported, found {return_tensors!r}")
         channels = self.channels(trajectory)

@@ -269,7 +269,7 @@ def test_several_trajectories_keep_their_own_values_names_times_and_masks(tmp_pa
 @pytest.mark.parametrize(
     ("positions", "uneven"),
     [
-        (np.linspace(3, -1, 9), False),
+        (np.linspace(-1, 3, 9), False),
         (1e4 + np.linspace(0, 1, 9, dtype=np.float32) * np.float32(0.5), False),  # widths are rounded to 1 in 64
         (1.02 ** np.arange(9), True),
         (-np.cos(np.pi * np.arange(9) / 8), True),
@@ -286,6 +286,16 @@ def test_cells_that_differ_in_size_are_warned_of_once_a_file(tmp_path, positions
     found = [str(warning.message) for warning in caught]
     assert len(found) == (1 if uneven and grid_type == "cartesian" else 0)
     assert all(text.startswith(f"{path}: expected cells of one width along 'y', found ") for text in found)
+
+
+def test_an_axis_that_runs_backwards_is_warned_of(tmp_path):
+    save_well(make(coordinates={"y": np.linspace(3, -1, 9)}), tmp_path / "a.hdf5")
+    with pytest.warns(UserWarning, match="expected coordinates along 'y' that grow from cell to cell.* turn the axis"):
+        load_well(tmp_path / "a.hdf5")
+    save_well(make(coordinates={"y": np.linspace(3, -1, 9)}, grid_type="spherical"), tmp_path / "b.hdf5")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_well(tmp_path / "b.hdf5")
 
 
 def test_other_readers_pass_over_members_and_obstacles_are_a_constant_for_them(tmp_path):

@@ -176,6 +176,15 @@ def test_cells_that_differ_in_size_are_warned_of():
             from_xarray(wide.assign_coords(x=even), WALLS)
 
 
+def test_an_axis_that_runs_backwards_is_warned_of_until_it_is_turned_round():
+    fallen = plain(range(3)).assign_coords(x=[2.0, 1.0, 0.0])
+    with pytest.warns(UserWarning, match="expected coordinates along 'x' that grow.* found falling ones"):
+        from_xarray(fallen, WALLS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        from_xarray(fallen.sortby("x"), WALLS)
+
+
 def test_a_foreign_byte_order_is_turned():
     dataset = plain(range(3))
     dataset["u"] = dataset["u"].astype(">f4")

@@ -313,7 +313,10 @@ def check(
         Literal["train", "valid", "test"] | None, typer.Option(help="Only this part of a data set; default: all.")
     ] = None,
     read: Annotated[
-        bool, typer.Option("--read", help="Read every frame: NaN, infinite and unreadable numbers, unequal cells.")
+        bool,
+        typer.Option(
+            "--read", help="Read every frame: NaN, infinite and unreadable numbers, unequal or falling cells."
+        ),
     ] = False,
     base_path: BasePath = None,
 ) -> None:

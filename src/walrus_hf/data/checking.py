@@ -19,7 +19,7 @@ from .remote import BufferedRangeFile, ChangedFileError, join_inside, local_path
 from .scenarios import Scenario
 from .source_files import index_files, list_folder, locate_source
 from .stretches import Part, Stretch, read_stretches
-from .well import OBSTACLE_MASK, uneven_cells
+from .well import OBSTACLE_MASK, cell_problems
 from .well_opening import one_line, open_well_file
 
 RANKS = ("", " (vector)", " (tensor)")
@@ -182,7 +182,7 @@ def _check_cells(manifest: Manifest, storage_options: dict | None) -> list[Findi
                 BufferedRangeFile(open_range_file(url, storage_options=storage_options)) as opened,
                 open_well_file(url, opened) as file,
             ):
-                findings += [Finding(url, problem, "note") for problem in uneven_cells(file)]
+                findings += [Finding(url, problem, "note") for problem in cell_problems(file)]
         except (ValueError, OSError):
             pass  # reading the numbers will tell
     return findings

@@ -103,7 +103,7 @@ def load_well(path: str | os.PathLike, trajectory: int = 0, start: int = 0, fram
             obstacles = values.pop(OBSTACLE_MASK)
         varying = {field.name for field in found if field.time_varying}
         time, dt = _time_and_step(file, trajectory, start, stop)
-        for problem in uneven_cells(file, trajectory):
+        for problem in cell_problems(file, trajectory):
             warnings.warn(f"{os.fspath(path)}: {problem}", stacklevel=2)  # Python shows the same line once
         return Trajectory(
             fields={name: array for name, array in values.items() if name in varying},
@@ -282,18 +282,26 @@ def _coordinates(file: Any, trajectory: int) -> dict[str, np.ndarray]:
     return coordinates
 
 
-def uneven_cells(file: Any, trajectory: int = 0) -> list[str]:
-    """`uneven_axes` of a file."""
-    return uneven_axes(_coordinates(file, trajectory), text_of(file.attrs.get("grid_type", "cartesian")))
+def cell_problems(file: Any, trajectory: int = 0) -> list[str]:
+    """`axis_problems` of a file."""
+    return axis_problems(_coordinates(file, trajectory), text_of(file.attrs.get("grid_type", "cartesian")))
 
 
-def uneven_axes(coordinates: Mapping[str, np.ndarray], grid_type: str) -> list[str]:
-    """In words, the axes of a Cartesian grid whose cells differ in size; of other grids that is known."""
+def axis_problems(coordinates: Mapping[str, np.ndarray], grid_type: str) -> list[str]:
+    """In words, the axes of a Cartesian grid that run backwards or whose cells differ in size; of other grids that is
+    known."""
     found: list[str] = []
     for axis, positions in coordinates.items():
         if grid_type != "cartesian" or positions.dtype.kind not in "iuf":
             continue
-        widths = np.abs(np.diff(np.asarray(positions, dtype=np.float64)))
+        steps = np.diff(np.asarray(positions, dtype=np.float64))
+        if len(steps) and (steps < 0).all():
+            found.append(
+                f"expected coordinates along {axis!r} that grow from cell to cell, found falling ones; models read the "
+                "components of vectors and the sides in the order of the cells, so a flow towards larger "
+                f"{axis} would be read as one towards smaller {axis}: turn the axis round (xarray: sortby)"
+            )
+        widths = np.abs(steps)
         # What the precision of the positions leaves open is no difference.
         rounding = 4 * np.finfo(np.float32).eps * np.abs(positions).max()
         if len(widths) > 1 and np.ptp(widths) > 0.01 * widths.mean() + rounding:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from ..fields import Trajectory
-from .well import time_step, uneven_axes
+from .well import axis_problems, time_step
 
 TIME, MEMBER, OBSTACLE_MASK, ENSEMBLE_SUFFIX = "time", "member", "obstacle_mask", "_ensemble"
 COMPONENTS: tuple[tuple[str, ...], ...] = ((), ("component",), ("component_i", "component_j"))  # by rank
@@ -42,7 +42,7 @@ def from_xarray(dataset: Any, boundary_conditions: Mapping[str, Any] | None = No
 
     Returns:
         Fields (T, *grid), (T, *grid, d) and (T, *grid, d, d), in the numbers' own type and units. Cells of different
-        widths are warned about.
+        widths and coordinates that fall are warned about.
 
     Raises:
         ImportError: xarray is not installed.
@@ -81,7 +81,7 @@ def from_xarray(dataset: Any, boundary_conditions: Mapping[str, Any] | None = No
         ensemble=ensemble or None,
         grid_type=str(dataset.attrs.get("grid_type", "cartesian")),
     )
-    for problem in uneven_axes(trajectory.coordinates, trajectory.grid_type):
+    for problem in axis_problems(trajectory.coordinates, trajectory.grid_type):
         warnings.warn(problem, stacklevel=2)
     return trajectory
 

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from walrus_hf import Trajectory, WalrusProcessor, save_well
-from walrus_hf.finetuning_data import epoch_order, global_scales, has_split, open_data, split_windows
+from walrus_hf.finetuning_data import check_fields, epoch_order, global_scales, has_split, open_data, split_windows
 
 from .cli.conftest import simulation
 from .data.wells import write_source
@@ -204,6 +204,20 @@ def test_masks_in_files_are_yes_or_no_as_those_of_trajectories_are(tmp_path):
     for read in (lambda: windows.trajectory(0), lambda: windows.read([0])):
         with pytest.raises(ValueError, match=r"obstacle_mask: expected True or 1 inside .* distance < 0"):
             read()
+
+
+@pytest.mark.parametrize(
+    ("field", "components", "message"),
+    [
+        ("velocity", (), "run: field 'velocity': expected a vector or tensor.* found a scalar: stack its components"),
+        ("pressure", (2,), "run: field 'pressure': expected a scalar .* found a vector"),
+        ("velocity_x", (), "run: field 'velocity': its component 'y' is missing"),
+    ],
+)
+def test_a_known_field_of_another_rank_is_not_called_unknown(field, components, message):
+    template = Trajectory({field: np.ones((4, 16, 8, *components))}, {"x": "wall", "y": "open"})
+    with pytest.raises(ValueError, match=message):
+        check_fields(WalrusProcessor(), template, "run")
 
 
 def test_trajectories_of_different_kinds_are_refused():

@@ -383,12 +383,14 @@ def _as_named(processor: WalrusProcessor, field: str) -> str:
 
 
 def _is_known(processor: WalrusProcessor, template: Trajectory, field: str) -> bool:
-    """Whether the vocabulary has a field, or the components of a vector or tensor, under the name that it is given."""
+    """Whether the vocabulary has a field, or components of it, under the name that it is given."""
     name, rank = processor.field_names.get(field, field), template.rank(field)
     if field in processor.log_fields and f"log10_{name}" in processor.field2id:
         return True
+    if name in processor.field2id and name not in FLAG_NAMES:
+        return True  # as a vector, too: the processor says what is wrong
     if rank == 0:
-        return name in processor.field2id and name not in FLAG_NAMES
+        return any(f"{name}_{parts}" in processor.field2id for parts in ("x", "xx"))  # the same
     letters = ["".join(parts) for parts in itertools.product("xyz"[: len(template.axes)], repeat=rank)]
     axes = ["_".join(parts) for parts in itertools.product(template.axes, repeat=rank)]
     return any(all(f"{name}_{part}" in processor.field2id for part in parts) for parts in (letters, axes))

@@ -1,8 +1,10 @@
 """Pictures: what they show, and that files are never half written."""
 
 import ast
+import dataclasses
 import itertools
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +114,16 @@ def test_fields_in_tiny_units_are_drawn_in_their_own_range():
     assert row.panels[2].limits[1] == pytest.approx(1e-22 * values.max(), rel=1e-9, abs=0)
     low, high = panels.value_range(np.zeros(3))
     assert low < 0 < high
+
+
+@pytest.mark.parametrize("change", [{"time": 0.3}, {"dt": 0.2}])
+def test_a_truth_of_other_times_is_warned_of(pair, tmp_path, change):
+    forecast, truth = pair
+    with pytest.warns(UserWarning, match="truth: expected the forecast's frames from time 0 on, every 0.1, found"):
+        plotting.plot_panels(forecast, dataclasses.replace(truth, **change), tmp_path / "other.png", steps=[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plotting.plot_panels(forecast, truth, tmp_path / "same.png", steps=np.array([1, 5]))
 
 
 def test_a_vector_that_points_the_wrong_way_is_an_error_though_its_magnitude_is_right():
@@ -248,6 +260,8 @@ def test_mistakes_are_refused_before_anything_is_drawn(pair, tmp_path):
         plotting.animate(forecast, truth, tmp_path / "film.gif", fps=0)
     with pytest.raises(ValueError, match=r"steps: expected some of 1 to 5, found \[0\]"):
         plotting.plot_panels(forecast, truth, tmp_path / "panels.png", steps=[0])
+    with pytest.raises(ValueError, match=r"steps: expected some of 1 to 5, found \[1.5\]"):
+        plotting.plot_panels(forecast, truth, tmp_path / "panels.png", steps=[1.5])
     with pytest.raises(ValueError, match="at least one"):
         plotting.plot_error_growth({}, tmp_path / "error.png")
     with pytest.raises(ValueError, match=r"'b': expected the fields \['A'\], found \['B'\]"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -95,7 +96,8 @@ def rows_of(
     view: View = MIDDLE,
     units: Mapping[str, str] | None = None,
 ) -> list[Row]:
-    """The fields to show; `ValueError` for unknown ones, and for a truth that does not fit."""
+    """The fields to show; `ValueError` for unknown ones, and for a truth that does not fit. Other times are warned
+    of."""
     if field is not None and field not in forecast.fields:
         raise ValueError(f"field: expected one of {', '.join(forecast.fields)}, found {field!r}")
     view.position(forecast.axes)
@@ -108,7 +110,20 @@ def rows_of(
         if truth is not None and (name not in truth.fields or truth.fields[name].shape != expected):
             found = truth.fields[name].shape if name in truth.fields else "no such field"
             raise ValueError(f"truth of field {name!r}: expected the forecast's shape {expected}, found {found}")
+    if truth is not None:
+        _warn_of_other_times(forecast, truth)
     return [row_from(name, planes(name, forecast, truth, view), forecast, units) for name in names]
+
+
+def _warn_of_other_times(forecast: Trajectory, truth: Trajectory) -> None:
+    ends = np.array([0, forecast.num_frames - 1])
+    if np.abs(truth.time - forecast.time + (truth.dt - forecast.dt) * ends).max() > 0.01 * forecast.dt:
+        warnings.warn(
+            f"truth: expected the forecast's frames from time {forecast.time:g} on, every {forecast.dt:g}, found those "
+            f"from {truth.time:g} on, every {truth.dt:g}; they are drawn all the same, but the error is that of other "
+            "times: cut the truth with .frames(start, stop)",
+            stacklevel=4,
+        )
 
 
 def planes(name: str, forecast: Trajectory, truth: Trajectory | None, view: View) -> list[np.ndarray]:

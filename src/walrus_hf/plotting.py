@@ -40,7 +40,8 @@ def animate(
 
     Args:
         forecast: the frames to show; the first has the lead time `dt`.
-        truth: the same frames as they really were; without it the forecast is shown alone.
+        truth: the same frames as they really were, where it begins at another time with a warning; without it the
+            forecast is shown alone.
         path: file to write, `.gif` or `.mp4`.
         field: the one field to show; `None`: the first three.
         fps: frames a second.
@@ -203,9 +204,9 @@ def _power(trajectory: Trajectory, name: str, step: int, obstacles: np.ndarray |
 def _check_steps(forecast: Trajectory, steps: Sequence[int] | None, count: int) -> list[int]:
     if steps is None:
         return sorted({round(step) for step in np.linspace(1, forecast.num_frames, count)})
-    if not steps or not all(1 <= step <= forecast.num_frames for step in steps):
+    if not len(steps) or not all(step in range(1, forecast.num_frames + 1) for step in steps):
         raise ValueError(f"steps: expected some of 1 to {forecast.num_frames}, found {list(steps)}")
-    return list(steps)
+    return [int(step) for step in steps]
 
 
 def _check_path(path: str | os.PathLike[str], suffixes: tuple[str, ...], overwrite: bool) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import field
 from pathlib import Path
@@ -150,10 +151,18 @@ class PretrainingArguments:
         least = {
             "max_steps": 1, "gradient_accumulation_steps": 1, "batch_size": 1, "frames": 2, "own_steps": 1,
             "save_steps": 1, "stride_min": 1, "keep_checkpoints": 1, "validation_batches": 1, "blocks_in_memory": 1,
-            "reader_error_limit": 0, "seed": 0, "cache_bytes": 0,
+            "reader_error_limit": 0, "seed": 0, "cache_bytes": 0, "validation_steps": 0,
         }  # fmt: skip
         if not self.max_grad_norm > 0:
             raise ValueError(f"max_grad_norm: expected a norm above 0, found {self.max_grad_norm}")
+        if not 0 <= self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate: expected a finite rate of at least 0, found {self.learning_rate}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay: expected a finite number of at least 0, found {self.weight_decay}")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(
+                f"ema_decay: expected a decay from 0, which keeps no average, to below 1, found {self.ema_decay}"
+            )
         for name, bound in least.items():
             if vars(self)[name] < bound:
                 raise ValueError(f"{name}: expected at least {bound}, found {vars(self)[name]}")
@@ -162,6 +171,8 @@ class PretrainingArguments:
                 f"own_steps: expected own_forecasts above 0 beside it, found own_steps {self.own_steps} alone; set "
                 "their share, such as own_forecasts 0.5, or leave own_steps out"
             )
+        if self.stride_max < self.stride_min:
+            raise ValueError(f"stride_max: expected at least stride_min={self.stride_min}, found {self.stride_max}")
 
     def config(self) -> WalrusConfig:
         """The geometry of the model to train.

@@ -349,8 +349,8 @@ def meaning(made: dict, size: Size) -> list[str]:
         f"{percent(row['median improvement'])}: "
         + ("not resolved." if row["median improvement"][1] <= 0 <= row["median improvement"][2] else "resolved."),
         f"- Training length, {span(label)}: "
-        + (f"from {steps[0]} to {steps[-1]} steps no turn is seen, every interval holds zero. Models that are "
-           "trained for longer were not tried." if open_ else "some interval leaves zero, see the table."),
+        + (f"from {steps[0]} to {steps[-1]} steps no turn is seen, every interval holds zero. For longer: "
+           "[jitter_length.md](jitter_length.md)." if open_ else "some interval leaves zero, see the table."),
         f"- Artefacts: after {last} steps of a forecast the comb of the error differs from the truth's by "
         f"{excess['none']:.2f} decades without jitter, and by {excess['jitter']:.2f} with it.",
         f"- Shifts: trained with jitter, a forecast without it changes by {end['jitter']['equivariance']:.2f} of the "

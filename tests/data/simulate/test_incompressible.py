@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip("exponax")
 import exponax
-import jax.numpy as jnp
+import jax
 
 from walrus_hf.data.simulate import kolmogorov_flow, solve_incompressible, turbulence_2d, turbulence_3d
 from walrus_hf.data.simulate.common import smooth_noise
@@ -124,12 +124,17 @@ def test_a_forced_eddying_flow_agrees_with_exponax():
     force = np.stack([strength * np.sin(2 * np.pi * 2 * y), np.zeros((n, n))], axis=-1)
     velocity = solve_incompressible(start, 2, time, viscosity, drag, force).fields["velocity"]
     vorticity = derivative(velocity[..., 1], -2, 1 / n) - derivative(velocity[..., 0], -1, 1 / n)
-    # exponax's state is minus the vorticity, and its force is meant for a box 2 pi long.
-    stepper = exponax.stepper.KolmogorovFlowVorticity(
-        2, 1.0, n, 0.01, diffusivity=viscosity, drag=-drag, injection_mode=2, injection_scale=-2 * np.pi * strength,
-        order=4, dealiasing_fraction=0.9,
-    )  # fmt: skip
-    expected = exponax.repeat(stepper, 50)(jnp.array(-vorticity[:1], dtype=jnp.float32))
+
+    @jax.jit  # as one: its operations one by one take longer to compile
+    def rollout(state):
+        # exponax's state is minus the vorticity, and its force is meant for a box 2 pi long.
+        stepper = exponax.stepper.KolmogorovFlowVorticity(
+            2, 1.0, n, 0.01, diffusivity=viscosity, drag=-drag, injection_mode=2,
+            injection_scale=-2 * np.pi * strength, order=4, dealiasing_fraction=0.9,
+        )  # fmt: skip
+        return exponax.repeat(stepper, 50)(state)
+
+    expected = np.asarray(rollout(np.float32(-vorticity[:1])))
     assert rms(-vorticity[1] - expected[0]) < 5e-3 * rms(expected)
     assert rms(vorticity[1] - vorticity[0]) > 0.5 * rms(expected)
 
@@ -186,16 +191,6 @@ def test_all_flows_are_free_of_divergence_and_keep_their_momentum(turbulence, ed
         assert rms(sum(terms)) < 1e-5 * rms(terms[0])
         np.testing.assert_allclose(velocity.reshape(3, -1, d).mean(axis=1, dtype=np.float64), 0, atol=1e-6)
         np.testing.assert_allclose(flow.fields["pressure"].reshape(3, -1).mean(axis=1), 0, atol=1e-6)
-
-
-def test_slopes_of_the_velocity_are_skewed_as_in_experiments_on_turbulence():
-    """About -0.4 (Batchelor and Townsend 1947, and since); it is 0 in the noise before the first frame."""
-    skewness = []
-    for seed in range(3):
-        velocity = turbulence_3d(seed, frames=1).fields["velocity"][0]
-        slopes = [derivative(velocity[..., i], i, 1 / 32) for i in range(3)]
-        skewness += [np.mean(slope**3) / np.mean(slope**2) ** 1.5 for slope in slopes]
-    assert -0.55 < np.mean(skewness) < -0.25
 
 
 def test_twice_the_cells_give_the_same_kolmogorov_flow():

@@ -56,7 +56,7 @@ def test_jitter_is_measured_against_training_length(monkeypatch, tmp_path):
         errors = np.array([[rows[str(step)][arm] for arm in ("jitter", "none")] for step in found["lengths"]])
         assert (errors > 0).all()
         lower = 1 - errors[:, 0] / errors[:, 1]
-        assert [rows[str(step)]["lower"][0] for step in found["lengths"]] == pytest.approx(lower.tolist(), abs=1e-3)
+        np.testing.assert_allclose([rows[str(step)]["lower"][0] for step in found["lengths"]], lower, atol=1e-3)
     errors = [found["causes"][f"none: {step}"]["one_step"] for step in found["lengths"]]
     assert errors == sorted(errors, reverse=True)  # other weights at each length, which learn
 

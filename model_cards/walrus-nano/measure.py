@@ -53,9 +53,9 @@ from walrus_hf.data.well import load_well
 from walrus_hf.evaluation import Protocol, evaluate
 from walrus_hf.evaluation.baselines import load_baseline
 from walrus_hf.evaluation.forecasters import describe_model
-from walrus_hf.evaluation.results import write_json
 from walrus_hf.evaluation.sources import CONTEXT_FRAMES
 from walrus_hf.plotting import animate
+from walrus_hf.safe_files import write_json
 from walrus_hf.training.arguments import PretrainingArguments, read_recipe
 from walrus_hf.training.checkpoints import AVERAGES, latest_checkpoint, verify_checkpoint
 from walrus_hf.training.objective import TrainingModel

@@ -46,7 +46,7 @@ def test_fields_and_forecasters_can_be_chosen(run, folders):
     [
         ("early", (), "by the same protocol, found start 6 and 4"),
         ("gone", (), "expected the folder of an evaluation with a results.json, found none"),
-        ("with", ("--forecaster", "fno"), "expected forecasts of 'fno', found model, persistence"),
+        ("with", ("--forecaster", "fno"), "expected forecasts of 'fno' in the first, which has model, persistence"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_in_one_line(refused, folders, other, options, message):

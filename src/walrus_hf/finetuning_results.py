@@ -22,7 +22,7 @@ from .hub import STATE
 from .metrics import every_frame, persistence, score
 from .model_card import finetuned_card
 from .pipeline_walrus import WalrusPipeline
-from .safe_files import write_json, write_text
+from .safe_files import remove_folder, write_json, write_text
 
 RESULTS, CHECKPOINTS, CARD = "results.json", "checkpoints", "README.md"
 
@@ -133,12 +133,7 @@ def write_results(
         write_text(folder / "metrics.jsonl", metrics.read_text(encoding="utf-8"))
     # Before the checkpoints go: with them, whoever is killed in between can finish later.
     write_json(folder / RESULTS, results)
-    # Renamed first: half removed, they would make the run look interrupted.
-    done = folder / f".{CHECKPOINTS}-done"
-    shutil.rmtree(done, ignore_errors=True)
-    if (folder / CHECKPOINTS).is_dir():
-        os.replace(folder / CHECKPOINTS, done)
-    shutil.rmtree(done, ignore_errors=True)
+    remove_folder(folder / CHECKPOINTS)  # half removed, they would make the run look interrupted
 
 
 def _replace_state(folder: Path, aside: Path) -> None:

@@ -60,6 +60,15 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def remove_folder(path: Path) -> None:
+    """Renamed first, so that nobody finds half of it after a kill; what an earlier kill left goes, too."""
+    done = path.with_name(f".{path.name}-done")
+    shutil.rmtree(done, ignore_errors=True)
+    if path.is_dir():
+        os.replace(path, done)
+    shutil.rmtree(done, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """The same for a folder; one that is there is replaced, and stays until the new one is complete."""

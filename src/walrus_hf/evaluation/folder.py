@@ -21,7 +21,7 @@ from typing import Any
 
 from ..data.manifest import SUFFIXES
 from ..data.remote import local_path
-from ..safe_files import finite, write_json, write_text
+from ..safe_files import finite, remove_folder, write_json, write_text
 from .results import Record, markdown, write_parquet
 from .sources import EvaluatedScenario
 
@@ -144,11 +144,7 @@ class EvaluationFolder:
                 shutil.copy2(new, self.path / FORECASTS / new.name)
         for name in (TRAJECTORIES, TABLE, RESULTS):
             os.replace(self.partial / name, self.path / name)
-        # Renamed first: half removed, they would be gone on with, without their forecasts.
-        done = self.path / f".{PARTIAL}-done"
-        shutil.rmtree(done, ignore_errors=True)
-        os.replace(self.partial, done)
-        shutil.rmtree(done, ignore_errors=True)
+        remove_folder(self.partial)  # half removed, they would be gone on with, without their forecasts
 
 
 def _load(file: Path) -> Any:
